@@ -1,0 +1,180 @@
+"""Reading a plan: its manifest, its signature, and what follows from them.
+
+A manifest is signed and named by the exact bytes of its JSON form, so it is never written again from its message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+from fedrecon.v1 import plan_pb2
+from fedrecon.v1.plan_pb2 import Layout, Manifest, Parameter, PlanSignature
+from fedrecon.v1.task_pb2 import SecureSum
+from fedrecon.wire import keystream
+from fedrecon.wire.fixed_point import FixedPoint, Segment
+from fedrecon.wire.tensors import numpy_types
+
+PLAN_FORMATS = (1,)
+SIGNING_DOMAIN = b"fedrecon plan 1"
+
+
+class MalformedPlanError(ValueError):
+    """Bytes are not a plan that can be run here."""
+
+
+class BadSignatureError(ValueError):
+    """A plan's signature is not that of its publisher."""
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """Returns the manifest of `manifest.json`.
+
+    Raises:
+        MalformedPlanError: it is no manifest, or of a format that this version does not run.
+    """
+    try:
+        manifest = json_format.Parse(content, Manifest(), ignore_unknown_fields=True)
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise MalformedPlanError(f"the manifest cannot be read: {error}") from error
+    if manifest.format not in PLAN_FORMATS:
+        raise MalformedPlanError(
+            f"plan {manifest.name!r} has format {manifest.format}; this version runs {list(PLAN_FORMATS)}: upgrade it"
+        )
+    return manifest
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """Returns the bytes of `manifest.json`; their SHA-256 is the plan's digest."""
+    return json_format.MessageToJson(manifest, preserving_proto_field_name=True, sort_keys=True).encode() + b"\n"
+
+
+def sign_plan(plan_digest: bytes, key: Ed25519PrivateKey) -> PlanSignature:
+    """Returns the publisher's signature over a plan's digest."""
+    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return PlanSignature(publisher_key=public, signature=key.sign(SIGNING_DOMAIN + plan_digest))
+
+
+def verify_plan(plan_digest: bytes, signature: PlanSignature) -> None:
+    """Raises unless the signature is its publisher's word for this plan.
+
+    Raises:
+        BadSignatureError: it is not; whether the publisher is trusted is the caller's question.
+    """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(signature.publisher_key)
+        key.verify(signature.signature, SIGNING_DOMAIN + plan_digest)
+    except (ValueError, InvalidSignature) as error:
+        raise BadSignatureError(
+            f"the signature of plan {plan_digest.hex()} is not that of publisher {signature.publisher_key.hex()}"
+        ) from error
+
+
+def graph_of(manifest: Manifest, role: plan_pb2.GraphRole.ValueType) -> plan_pb2.Graph:
+    """Returns the graph of a role.
+
+    Raises:
+        MalformedPlanError: the plan has none.
+    """
+    for graph in manifest.graphs:
+        if graph.role == role:
+            return graph
+    raise MalformedPlanError(f"plan {manifest.name!r} has no graph of role {plan_pb2.GraphRole.Name(role)}")
+
+
+def local_parameters(manifest: Manifest) -> list[Parameter]:
+    """Returns the parameters that never leave the device, in manifest order."""
+    return [parameter for parameter in manifest.parameters if parameter.placement == plan_pb2.PLACEMENT_LOCAL]
+
+
+def initial_locals(
+    manifest: Manifest, global_parameters: Mapping[str, NDArray[Any]], seed: bytes
+) -> dict[str, NDArray[Any]]:
+    """Returns the local parameters as they are before reconstruction.
+
+    Args:
+        manifest: says how each starts.
+        global_parameters: for those that start from a learned default.
+        seed: 32 bytes; every session draws its own.
+
+    Raises:
+        MalformedPlanError: a parameter has no rule, or its default has another shape.
+    """
+    initial: dict[str, NDArray[Any]] = {}
+    start = 0
+    for parameter in local_parameters(manifest):
+        shape, count = tuple(parameter.shape), math.prod(parameter.shape)
+        match parameter.initial.WhichOneof("rule"):
+            case "constant":
+                values = np.full(shape, parameter.initial.constant)
+            case "uniform_bound":
+                drawn = keystream.uniform(seed, "initial", start, count)
+                values = ((drawn * 2.0 - 1.0) * parameter.initial.uniform_bound).reshape(shape)
+            case "global_parameter":
+                values = global_parameters[parameter.initial.global_parameter].reshape(shape)
+            case _:
+                raise MalformedPlanError(f"local parameter {parameter.name} has no rule for its initial value")
+        initial[parameter.name] = values.astype(numpy_types[parameter.dtype])
+        start += count
+    return initial
+
+
+def segment_elements(layout: Layout, manifest: Manifest, rows: Mapping[str, int]) -> list[int]:
+    """Returns the elements of every segment of a report's body.
+
+    Args:
+        layout: the segments, each with all rows.
+        manifest: shapes of the parameters.
+        rows: rows now in force, by vocabulary.
+
+    Raises:
+        MalformedPlanError: a segment names no global parameter of the plan, or a public row set, which format 1
+            devices learn of only with the masked protocols.
+    """
+    parameters = {parameter.name: parameter for parameter in manifest.parameters}
+    elements = []
+    for segment in layout.segments:
+        parameter = parameters.get(segment.parameter)
+        if parameter is None or parameter.placement != plan_pb2.PLACEMENT_GLOBAL:
+            raise MalformedPlanError(
+                f"the layout names {segment.parameter!r}, which is no global parameter of the plan"
+            )
+        if segment.WhichOneof("rows") != "all_rows":
+            raise MalformedPlanError(f"segment {segment.parameter!r}: public row sets need a newer version")
+        count = rows[parameter.vocabulary] * segment.width if parameter.vocabulary else math.prod(parameter.shape)
+        elements.append(count)
+    return elements
+
+
+def fixed_point_of(
+    layout: Layout, elements: list[int], metric_bounds: list[float], secure_sum: SecureSum
+) -> FixedPoint:
+    """Returns how a round's reports become integers.
+
+    Args:
+        layout: segments with their contribution bounds.
+        elements: elements of every segment.
+        metric_bounds: bound of every metric sum, in manifest order.
+        secure_sum: the round's ring, weight clip and largest sum.
+
+    Raises:
+        ValueError: under these numbers a sum could overflow or carry nothing.
+    """
+    return FixedPoint(
+        segments=tuple(
+            Segment(elements=count, bound=segment.bound)
+            for segment, count in zip(layout.segments, elements, strict=True)
+        ),
+        metric_bounds=tuple(metric_bounds),
+        maximum_reports=secure_sum.maximum_reports,
+        maximum_weight=secure_sum.maximum_weight,
+        ring_bits=secure_sum.ring_bits,
+    )
