@@ -1,0 +1,327 @@
+"""Where calls enter a service: one interceptor that maps, logs, counts and times each of them.
+
+Rules:
+- A service refuses by raising `Refusal`: a gRPC code, a stable reason for programs, a message and advice for people.
+  It reaches the caller as the status and as `ErrorInfo` in the trailing metadata `fedrecon-error-bin`.
+- Refusals use codes that gRPC itself never makes, so that a caller can tell an answer from a broken connection; the
+  few others are told apart by their ErrorInfo, which gRPC never sends.
+- Exceptions of libraries and storage are mapped where they are registered (`refuse_as`); any other is our fault:
+  INTERNAL with an incident number that stands in the log beside the traceback, and nothing else.
+- Every call has a deadline. Health and reflection are exempt: probes and tools of others ask them.
+- Logs carry the method, code, reason and time; never a message or a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from fedrecon.ops.logs import logger_of
+from fedrecon.ops.metrics import Metrics
+from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow
+
+ERROR_METADATA = "fedrecon-error-bin"
+
+REFUSAL_CODES = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DATA_LOSS,
+        # gRPC makes these too: only ErrorInfo tells ours apart.
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+)
+
+_REASON = re.compile(r"[A-Z][A-Z0-9_]*")
+_LONGEST_TEXT = 1500  # characters: all metadata of a call must stay under 8 KiB
+_EXEMPT = ("/grpc.health.", "/grpc.reflection.")
+
+_log = logger_of(__name__)
+
+
+class Refusal(Exception):  # noqa: N818 - an answer to the caller, not an error of the service
+    """A call that is answered with no.
+
+    Args:
+        code: One of `REFUSAL_CODES`.
+        reason: Stable word for programs, upper case, for example `UNKNOWN_TASK`.
+        message: What was wrong and where, for people; without secrets.
+        advice: What to do about it.
+        retry_milliseconds: Earliest and latest moment to try again, from now, if that may help.
+
+    Raises:
+        ValueError: The code or the reason is not one that may be sent.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        advice: str,
+        *,
+        retry_milliseconds: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(message)
+        if code not in REFUSAL_CODES:
+            raise ValueError(f"{code} is not a code of refusals: gRPC itself makes it")
+        if _REASON.fullmatch(reason) is None:
+            raise ValueError(f"the reason {reason!r} is not upper case")
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.advice = advice
+        self.retry_milliseconds = retry_milliseconds
+
+    def error_info(self) -> ErrorInfo:
+        """The message that travels in `fedrecon-error-bin`."""
+        retry = None
+        if self.retry_milliseconds is not None:
+            earliest, latest = self.retry_milliseconds
+            retry = RetryWindow(min_milliseconds=earliest, max_milliseconds=latest)
+        return ErrorInfo(
+            reason=self.reason, message=self.message[:_LONGEST_TEXT], advice=self.advice[:_LONGEST_TEXT], retry=retry
+        )
+
+
+_refusals_of_exceptions: dict[type[Exception], Refusal] = {}
+
+
+def refuse_as(
+    exception_type: type[Exception],
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    advice: str,
+    *,
+    retry_milliseconds: tuple[int, int] | None = None,
+) -> None:
+    """Answer calls in which this exception, or one derived from it, is raised with a refusal.
+
+    The text is given here and not taken from the exception, which may hold addresses or passwords.
+
+    Args:
+        exception_type: The exception.
+        code: See `Refusal`, as for all that follow.
+        reason: Stable word for programs.
+        message: What was wrong.
+        advice: What to do about it.
+        retry_milliseconds: When to try again.
+
+    Raises:
+        ValueError: The code or the reason is not one that may be sent.
+    """
+    _refusals_of_exceptions[exception_type] = Refusal(
+        code, reason, message, advice, retry_milliseconds=retry_milliseconds
+    )
+
+
+def refusal_for(error: BaseException) -> Refusal | None:
+    """The refusal that an exception is answered with.
+
+    Args:
+        error: What a service raised.
+
+    Returns:
+        The exception itself if it is a refusal, the registered one of its nearest base class, or None.
+    """
+    if isinstance(error, Refusal):
+        return error
+    for base in type(error).__mro__:
+        if base in _refusals_of_exceptions:
+            return _refusals_of_exceptions[base]
+    return None
+
+
+def refusal_of(error: grpc.RpcError) -> ErrorInfo | None:
+    """Read why a call was refused, on the caller's side.
+
+    Args:
+        error: What the call raised, of `grpc` or `grpc.aio`.
+
+    Returns:
+        The service's own word, or None where gRPC itself ended the call (for example an unreachable service).
+    """
+    trailing = getattr(error, "trailing_metadata", None)
+    for key, value in (trailing() if trailing is not None else None) or ():
+        if key == ERROR_METADATA and isinstance(value, bytes):
+            return ErrorInfo.FromString(value)
+    return None
+
+
+@dataclass(slots=True)
+class _Ending:
+    """How a call ended, as it is logged and counted."""
+
+    code: grpc.StatusCode
+    reason: str = ""
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """The interceptor of every service.
+
+    Args:
+        metrics: Where calls are counted and timed.
+
+    Attributes:
+        idle: Set while no call (health and reflection aside) is under way.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Put this boundary around the method that is called.
+
+        Args:
+            continuation: Gives the service's own method.
+            handler_call_details: Name of the method.
+
+        Returns:
+            The method within the boundary.
+        """
+        handler = await continuation(handler_call_details)
+        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED; its name is not ours to count
+            return handler
+        method = handler_call_details.method
+        make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
+        behaviour: Callable[..., Any] | None
+        match handler.request_streaming, handler.response_streaming:
+            case False, False:
+                make, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+            case False, True:
+                make, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+            case True, False:
+                make, behaviour = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+            case _:
+                make, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        assert behaviour is not None  # noqa: S101 - gRPC sets the one that the two flags name
+        around = _with_streamed_answer if handler.response_streaming else _with_unary_answer
+        return make(around(self, method, behaviour), handler.request_deserializer, handler.response_serializer)
+
+    async def call(self, method: str, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do the work of one call within the boundary.
+
+        Args:
+            method: Full name, `/package.Service/Method`.
+            context: gRPC's context of the call.
+            work: The service's own method, with its arguments.
+
+        Returns:
+            What the work returned.
+        """
+        exempt = method.startswith(_EXEMPT)
+        began = time.monotonic()
+        ending = _Ending(grpc.StatusCode.OK)
+        if not exempt:
+            self._running += 1
+            self.idle.clear()
+        try:
+            if not exempt and context.time_remaining() is None:
+                raise Refusal(  # noqa: TRY301 - refused like any other
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "DEADLINE_REQUIRED",
+                    f"The call {method} has no deadline.",
+                    "Set a deadline (`timeout=` in Python) on every call.",
+                )
+            return await work()
+        except asyncio.CancelledError:
+            remaining = context.time_remaining()
+            late = remaining is not None and remaining <= 0
+            ending.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:  # the method itself has ended the call
+            ending.code = _status_of(context)
+            raise
+        except Exception as error:  # noqa: BLE001 - all others are answered here, and only here
+            await self._refuse(method, context, error, ending)
+        finally:
+            if ending.code is grpc.StatusCode.OK:
+                ending.code = _status_of(context)
+            self._note(method, ending, time.monotonic() - began)
+            if not exempt:
+                self._running -= 1
+                if self._running == 0:
+                    self.idle.set()
+
+    async def _refuse(self, method: str, context: Any, error: Exception, ending: _Ending) -> None:
+        refusal = refusal_for(error)
+        if refusal is not None:
+            ending.code, ending.reason, explained = refusal.code, refusal.reason, refusal.error_info()
+        else:
+            incident = secrets.token_hex(6)
+            _log.error("call failed", method=method, incident=incident, exc_info=error)
+            ending.code, ending.reason = grpc.StatusCode.INTERNAL, "INTERNAL"
+            explained = ErrorInfo(
+                reason="INTERNAL",
+                message=f"The service failed (incident {incident}).",
+                advice="Give the incident number to the operator: the service's log has it.",
+            )
+        await context.abort(
+            ending.code,
+            explained.message,
+            # An answer is not a lost call: gRPC's own retries stop, and the caller decides by the retry window.
+            trailing_metadata=((ERROR_METADATA, explained.SerializeToString()), ("grpc-retry-pushback-ms", "-1")),
+        )
+
+    def _note(self, method: str, ending: _Ending, seconds: float) -> None:
+        name = method.lstrip("/")
+        self._metrics.grpc_server_handled_total.labels(grpc_method=name, grpc_code=ending.code.name).inc()
+        self._metrics.grpc_server_handling_seconds.labels(grpc_method=name).observe(seconds)
+        # At thousands of calls a second only what is out of the ordinary is worth a line.
+        note = _log.debug if ending.code is grpc.StatusCode.OK else _log.info
+        note("call ended", method=name, code=ending.code.name, reason=ending.reason, seconds=round(seconds, 6))
+
+
+def _status_of(context: Any) -> grpc.StatusCode:
+    """The code that the method has set on its context; OK if none."""
+    code = context.code()
+    for status in grpc.StatusCode:
+        if code in {status, status.value[0]}:
+            return status
+    return grpc.StatusCode.OK
+
+
+def _with_unary_answer(boundary: Boundary, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    async def answer(request: Any, context: Any) -> Any:
+        return await boundary.call(method, context, lambda: behaviour(request, context))
+
+    return answer
+
+
+def _with_streamed_answer(boundary: Boundary, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    async def answer(request: Any, context: Any) -> None:
+        async def work() -> None:
+            stream: AsyncGenerator[Any, None] | Awaitable[None] = behaviour(request, context)
+            if isinstance(stream, Awaitable):  # a method that writes to its context
+                await stream
+                return
+            async with contextlib.aclosing(stream):
+                async for message in stream:
+                    await context.write(message)
+
+        await boundary.call(method, context, work)
+
+    return answer
