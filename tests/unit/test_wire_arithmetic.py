@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 from fedrecon.v1 import plan_pb2, task_pb2
 from fedrecon.v1.common_pb2 import Chunk
@@ -103,7 +105,7 @@ def test_a_ring_too_small_for_its_reports_is_refused() -> None:
 
 
 def test_checkpoints_are_read_by_the_safetensors_library_and_the_other_way_round() -> None:
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
         "a": np.array(7, dtype=np.int64),
         "empty": np.zeros((0, 4), dtype=np.float16),
