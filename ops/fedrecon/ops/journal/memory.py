@@ -152,7 +152,11 @@ class MemoryJournal:
 
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order. See `Journal.streams`."""
-        return tuple(sorted(name for name in self._owner(task).streams if name.startswith(prefix)))
+        return tuple(
+            sorted(
+                name for name in self._owner(task).streams if name.startswith(checked_name(prefix) if prefix else "")
+            )
+        )
 
     async def ping(self) -> None:
         """Return if the journal is open. See `Journal.ping`."""

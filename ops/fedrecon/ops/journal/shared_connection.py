@@ -1,0 +1,249 @@
+"""One connection to Redis that all callers share, so that concurrent appends share round trips and fsyncs.
+
+While one batch of commands is at the server, whatever is asked next queues up and goes as the next batch: the server
+reads it in one go, applies it and flushes its append-only file once before it answers (group commit).
+
+Rules: every command is safe to repeat (the scripts see to that), so a command whose answer was lost is sent again, with
+growing pauses, until `patience_seconds` have passed. Scripts are loaded, and durability is checked, at every connect.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.resources
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import stamina
+from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from fedrecon.ops.journal import JournalUnavailable
+
+Argument = bytes | str | int
+Check = Callable[[Callable[..., Awaitable[Any]]], Awaitable[None]]
+
+_BATCH_LIMIT = 1024
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+"""How long a server may take to answer one command before its connection is given up: a slow disk's fsync fits in."""
+
+SCRIPTS = {
+    name: importlib.resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
+    for name in ("acquire", "append", "compact", "discard", "read", "release", "renew")
+}
+# Redis names a script by its SHA-1; nothing rests on that being secure.
+_DIGESTS = {name: hashlib.sha1(text, usedforsecurity=False).hexdigest() for name, text in SCRIPTS.items()}
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A command on its way, and whoever waits for its answer."""
+
+    arguments: tuple[Argument, ...]
+    answer: asyncio.Future[Any]
+
+
+class SharedConnection:
+    """Sends commands of many callers over one connection.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        patience_seconds: How long a command is repeated while the server is away.
+        check: Run at every connect with a function that sends one command; what it raises ends the connection.
+
+    Raises:
+        ValueError: If the URL is of another kind.
+    """
+
+    def __init__(self, url: str, patience_seconds: float, check: Check) -> None:
+        self._connection_arguments = dict(parse_url(url))
+        self._connection_class: type[Any] = self._connection_arguments.pop("connection_class", Connection)  # type: ignore[assignment]
+        self._place = _without_password(url)
+        self._patience_seconds = patience_seconds
+        self._check = check
+        self._asked: deque[_Asked] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._connection: Any = None
+        self._closed = False
+
+    async def run(self, script: str, keys: list[str], *arguments: Argument) -> Any:
+        """Run one of the `SCRIPTS`. Raises as `call`."""
+        return await self.call("EVALSHA", _DIGESTS[script], len(keys), *keys, *arguments)
+
+    async def call(self, *arguments: Argument) -> Any:
+        """Send a command and return its reply (RESP 2), repeating it while the server is away.
+
+        Raises:
+            JournalUnavailable: If it stayed away, refused the password, or will not write.
+            DurabilityRefused: If the server reached does not keep what it acknowledges.
+        """
+        try:
+            async for attempt in stamina.retry_context(
+                on=_is_passing,
+                attempts=None,
+                timeout=self._patience_seconds,
+                wait_initial=_FIRST_PAUSE_SECONDS,
+                wait_max=_LONGEST_PAUSE_SECONDS,
+                wait_jitter=_FIRST_PAUSE_SECONDS,
+            ):
+                with attempt:
+                    return await self._call_once(arguments)
+        except (RedisConnectionError, RedisTimeoutError, ResponseError) as error:
+            if _is_passing(error):
+                said = f"did not answer for {self._patience_seconds:g} s"
+                advice = "see that the server runs, can be reached, and has disk and memory left"
+            elif isinstance(error, AuthenticationError):
+                said, advice = "refused the user or password", "correct them in FEDRECON_REDIS_URL"
+            else:
+                said, advice = (
+                    "refused a command",
+                    "see that it is Redis 7.0 or later, or Valkey, and the user's rights",
+                )
+            raise JournalUnavailable(f"the journal at {self._place} {said} ({error}): {advice}") from error
+        raise AssertionError  # pragma: no cover - retry_context either returns or raises
+
+    async def connect(self) -> Any:
+        """Open a further connection, for a command that blocks. The caller disconnects it.
+
+        Raises:
+            redis.exceptions.ConnectionError: If the server is away.
+            DurabilityRefused: As `call`.
+            JournalUnavailable: If this journal was closed.
+        """
+        self._refuse_if_closed()
+        connection = self._connection_class(
+            **self._connection_arguments
+            | {"protocol": 2, "retry": Retry(NoBackoff(), 0), "socket_timeout": _ANSWER_SECONDS}
+        )
+        try:
+            await connection.connect()
+
+            async def call(*arguments: Argument) -> Any:
+                await connection.send_command(*arguments)
+                return await connection.read_response()
+
+            await self._check(call)
+            for text in SCRIPTS.values():
+                await call("SCRIPT", "LOAD", text)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def close(self) -> None:
+        """Give the connection back; commands on their way end with `JournalUnavailable`."""
+        self._closed = True
+        if self._sender is not None:
+            self._sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sender
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+            self._connection = None
+
+    async def _call_once(self, arguments: tuple[Argument, ...]) -> Any:
+        self._refuse_if_closed()
+        asked = _Asked(arguments, asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_all(), name="journal sender")
+        return await asked.answer
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise JournalUnavailable(f"the journal at {self._place} was closed by this process: open a new one")
+
+    async def _send_all(self) -> None:
+        batch: list[_Asked] = []
+        try:
+            while self._asked:
+                batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH_LIMIT))]
+                batch = [asked for asked in batch if not asked.answer.done()]  # a cancelled caller asks no more
+                await self._exchange(batch)
+        except asyncio.CancelledError:
+            closed = JournalUnavailable(f"the journal at {self._place} was closed before it answered")
+            _fail([*batch, *self._asked], closed)
+            raise
+
+    async def _exchange(self, batch: list[_Asked]) -> None:
+        """Send a batch and hand out the answers; a failure of the connection is the answer of all that had none."""
+        try:
+            if self._connection is None:
+                self._connection = await self.connect()
+            connection = self._connection
+            await connection.send_packed_command(
+                connection.pack_commands([asked.arguments for asked in batch]), check_health=False
+            )
+            for asked in batch:
+                try:
+                    _answer(asked, await connection.read_response())
+                except NoScriptError as error:
+                    self._connection = None  # connecting again loads the scripts
+                    _fail([asked], error)
+                except ResponseError as error:
+                    _fail([asked], error)
+            if self._connection is None:
+                await connection.disconnect(nowait=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
+            _fail(batch, error)
+            if self._connection is not None:
+                await self._connection.disconnect(nowait=True)
+                self._connection = None
+
+
+def _answer(asked: _Asked, reply: Any) -> None:
+    if not asked.answer.done():
+        asked.answer.set_result(reply)
+
+
+def _fail(batch: list[_Asked], error: Exception) -> None:
+    for asked in batch:
+        if not asked.answer.done():
+            asked.answer.set_exception(error)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Tell whether the same command may succeed later."""
+    match error:
+        case AuthenticationError():
+            return False
+        case (
+            RedisConnectionError()
+            | RedisTimeoutError()
+            | NoScriptError()
+            | ReadOnlyError()
+            | OutOfMemoryError()
+            | ClusterDownError()
+            | MasterDownError()
+        ):
+            return True
+        case ResponseError():
+            return str(error).startswith(("MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN"))
+        case _:
+            return False
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
