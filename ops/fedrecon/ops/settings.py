@@ -77,11 +77,13 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=False, hide_input_in_errors=True
     )
 
-    redis_url: str = Field("", description="Redis or Valkey of the journal; empty starts an embedded one")
+    redis_url: str = Field("", repr=False, description="Redis or Valkey of the journal; empty starts an embedded one")
     redis_durability: Literal["required", "accepted-loss"] = Field(
         "required", description="whether a Redis that may lose acknowledged writes is refused"
     )
-    blobs_url: str = Field("", description="where blobs lie, for example s3://bucket/prefix; empty is a folder in home")
+    blobs_url: str = Field(
+        "", repr=False, description="where blobs lie, for example s3://bucket/prefix; empty is a folder in home"
+    )
     home: Path = Field(Path("./.fedrecon"), description="folder of the local stack")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["auto", "json", "console"] = Field(
