@@ -1,0 +1,85 @@
+"""`fedrecon data`: make ratings up, and look at a dataset."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedrecon.datasets.errors import MalformedFile, UnknownDataset
+from fedrecon.datasets.generation import generate
+from fedrecon.datasets.loading import load
+from fedrecon.datasets.ratings import Ratings
+from fedrecon.datasets.writing import write_csv
+
+data = typer.Typer(help="Make ratings up, and look at a dataset.", no_args_is_help=True)
+
+
+@data.command("generate")
+def write_generated(
+    out: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.", file_okay=False)],
+    users: Annotated[int, typer.Option(min=1, help="How many users.")] = 1000,
+    items: Annotated[int, typer.Option(min=1, help="How many items.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same ratings.")] = 1,
+) -> None:
+    """Write made-up ratings and titles as ratings.csv and movies.csv, in MovieLens's format."""
+    try:
+        ratings = generate(users=users, items=items, seed=seed)
+        write_csv(ratings, out)
+    except (ValueError, OSError) as error:
+        raise _refusal(error) from None
+    typer.echo(f"{len(ratings):,} ratings of {items:,} items by {users:,} users are in {out}")
+
+
+@data.command("show")
+def show(
+    path: Annotated[Path, typer.Argument(help="A folder or file of MovieLens, or a CSV file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a dataset holds."""
+    try:
+        summary = summarise(load(path))
+    except (MalformedFile, UnknownDataset, OSError) as error:
+        raise _refusal(error) from None
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    table = Table(title=str(path), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in summary.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}".rstrip("0").rstrip(".")
+        table.add_row(name.replace("_", " "), text)
+    Console().print(table)
+
+
+def summarise(ratings: Ratings) -> dict[str, int | float]:
+    """Count what a dataset holds.
+
+    Args:
+        ratings: At least one.
+
+    Returns:
+        Users, items, ratings, their mean, the share of all pairs that is rated (`density`), and the smallest, median
+        and largest number of ratings a user has.
+    """
+    per_user = ratings.ratings_per_user()
+    return {
+        "users": len(ratings.user_keys),
+        "items": len(ratings.item_keys),
+        "ratings": len(ratings),
+        "mean": round(float(ratings.ratings.mean(dtype=np.float64)), 6),
+        "density": round(len(ratings) / (len(ratings.user_keys) * len(ratings.item_keys)), 6),
+        "min_per_user": int(per_user.min()),
+        "median_per_user": float(np.median(per_user)),
+        "max_per_user": int(per_user.max()),
+    }
+
+
+def _refusal(error: Exception) -> typer.Exit:
+    """Say on standard error what went wrong; the exit code is 1."""
+    typer.echo(f"Error: {error}", err=True)
+    return typer.Exit(1)
