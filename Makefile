@@ -2,13 +2,65 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ROOMS := aggregator benchmarks coordinator datasets device_sdk inference learning ops protos
+
+DATA ?=
+ROUNDS ?=
+JSON ?=
 
 .DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Install fedrecon and its tools into .venv
 
-$(VENV)/.installed: pyproject.toml device_sdk/pyproject.toml device_sdk/hatch_build.py
+$(VENV)/.installed: pyproject.toml device_sdk/pyproject.toml device_sdk/hatch_build.py $(wildcard protos/fedrecon/v1/*.proto)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ./device_sdk -e '.[dev]'
 	@touch $@
+
+.PHONY: proto
+proto: ## Compile the protos again after a change
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e ./device_sdk
+
+.PHONY: format
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: check
+check: setup ## Lint, types, import rules, contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(ROOMS) tests
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+
+.PHONY: test
+test: setup ## Run the tests (a few minutes)
+	$(BIN)/pytest -m 'not slow'
+
+.PHONY: test-slow
+test-slow: setup ## Run the tests that take longer
+	$(BIN)/pytest -m slow
+
+.PHONY: bench
+bench: setup ## Measure what is promised
+	$(BIN)/fedrecon bench footprint --json
+
+.PHONY: demo
+demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1
+	@$(BIN)/fedrecon demo $(if $(DATA),--data '$(DATA)') $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json)
+
+.PHONY: up
+up: setup ## Run a local stack until Ctrl-C
+	@$(BIN)/fedrecon up
+
+.PHONY: clean
+clean: ## Remove what was built, and the local stack's data
+	rm -rf $(VENV) .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f protos/fedrecon/v1/*_pb2*

@@ -1,0 +1,1 @@
+"""What fedrecon promises, measured: each benchmark prints one JSON object as its last line."""

@@ -1,0 +1,40 @@
+"""`fedrecon bench`: measure what is promised."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedrecon.ops.printing import print_json
+
+bench = typer.Typer(help="Measure what is promised.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure what is promised."""
+
+
+@bench.command()
+def footprint(as_json: AsJson = False) -> None:
+    """Build the device wheel, install it into a bare environment, weigh it and time its import."""
+    from fedrecon.benchmarks.footprint import measure_footprint
+    from fedrecon.benchmarks.measures import result_of
+
+    _print(result_of("footprint", measure_footprint()), as_json=as_json)
+
+
+def _print(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    table = Table("measure", "value", "unit", "target", "holds", title=result["name"])
+    for measure in result["measures"]:
+        holds = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[measure["holds"]]
+        table.add_row(measure["name"], f"{measure['value']:.4g}", measure["unit"], measure["target"] or "", holds)
+    Console().print(table)

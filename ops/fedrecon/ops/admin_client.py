@@ -1,0 +1,82 @@
+"""How commands speak to the Admin service: where it is, and what its refusals mean to a person."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.settings import Settings, load_settings
+from fedrecon.ops.stack import read_stack_file
+from fedrecon.ops.tls import CHANNEL_OPTIONS, channel_credentials
+from fedrecon.v1 import admin_pb2 as admin
+from fedrecon.v1.admin_pb2_grpc import AdminStub
+from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.wire.chunks import cut
+
+CALL_SECONDS = 30.0
+BULK_SECONDS = 600.0
+WATCH_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where the services of a deployment answer, each as `host:port`."""
+
+    coordinator: str
+    aggregator: str
+    inference: str
+
+
+def find_targets(server: str | None, home: Path | None = None) -> Targets:
+    """Return where the services are.
+
+    Args:
+        server: Target of the coordinator, as given on the command line; None for the stack of this machine.
+        home: Folder of that stack; the settings' own by default.
+
+    Raises:
+        UserMistake: No stack runs here and no server was named.
+    """
+    if server is not None:
+        return Targets(coordinator=server, aggregator="", inference="")
+    folder = (home or load_settings(Settings).home).absolute()
+    running = read_stack_file(folder)
+    if running is None:
+        raise UserMistake(
+            f"No stack runs on {folder}.", "Start one with `fedrecon up`, or name a coordinator: `--server host:port`."
+        )
+    return Targets(running["coordinator"], running["aggregator"], running["inference"])
+
+
+@contextlib.contextmanager
+def open_sync_channel(target: str) -> Iterator[grpc.Channel]:
+    """Open a channel of a command, with the TLS files that the settings name."""
+    settings = load_settings(Settings)
+    credentials = channel_credentials(settings.tls_server_authority, settings.tls_certificate, settings.tls_key)
+    if credentials is None:
+        channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    with channel:
+        yield channel
+
+
+@contextlib.contextmanager
+def open_admin(server: str | None) -> Iterator[AdminStub]:
+    """Open the Admin service of a deployment; see `find_targets`."""
+    with open_sync_channel(find_targets(server).coordinator) as channel:
+        yield AdminStub(channel)
+
+
+def put_blob(stub: AdminStub, content: bytes) -> BlobReference:
+    """Store a blob and return its reference."""
+
+    def requests() -> Iterable[admin.PutBlobRequest]:
+        yield from (admin.PutBlobRequest(chunk=chunk) for chunk in cut(content))
+
+    return stub.PutBlob(iter(requests()), timeout=BULK_SECONDS).blob

@@ -1,0 +1,132 @@
+"""`fedrecon rounds`: list, watch and explain rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fedrecon.ops.admin_client import CALL_SECONDS, WATCH_SECONDS, open_admin
+from fedrecon.ops.printing import as_dict, print_json
+from fedrecon.ops.task_commands import AsJson, Name, Server, state_of
+from fedrecon.v1 import admin_pb2 as admin
+
+rounds = typer.Typer(help="See what rounds do, and why.", no_args_is_help=True)
+
+_KEPT_ROWS = 20
+_ENDED = (admin.TASK_STATE_COMPLETED, admin.TASK_STATE_CANCELLED)
+
+
+@rounds.command(name="list")
+def list_rounds(
+    name: Name,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="at most so many, newest first")] = 20,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest rounds of a task."""
+    with open_admin(server) as stub:
+        request = admin.ListRoundsRequest(task=name, limit=limit)
+        found = stub.ListRounds(request, timeout=CALL_SECONDS).rounds
+    if as_json:
+        print_json({"rounds": [as_dict(each) for each in found]})
+        return
+    table = rounds_table()
+    for each in reversed(found):
+        table.add_row(*row_of(each))
+    Console().print(table)
+
+
+@rounds.command()
+def why(
+    name: Name,
+    round_number: Annotated[int, typer.Argument(metavar="ROUND", min=1, help="number of the round")],
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell in words what happened in a round."""
+    with open_admin(server) as stub:
+        request = admin.ExplainRoundRequest(task=name, round=round_number)
+        answer = stub.ExplainRound(request, timeout=CALL_SECONDS)
+    if as_json:
+        print_json({"attempts": [as_dict(each) for each in answer.attempts], "story": list(answer.story)})
+        return
+    for sentence in answer.story:
+        Console().print(sentence, highlight=False)
+
+
+@rounds.command()
+def watch(name: Name, server: Server = None, as_json: AsJson = False) -> None:
+    """Watch a task's rounds live, until the task ends or Ctrl-C."""
+    seen: dict[tuple[int, int], admin.Round] = {}
+    with open_admin(server) as stub, Live(rounds_table(), refresh_per_second=8, transient=as_json) as live:
+        for answer in stub.WatchTask(admin.WatchTaskRequest(task=name), timeout=WATCH_SECONDS):
+            if as_json:
+                print_json(as_dict(answer.task))
+            elif answer.task.round.key.round:
+                remember_round(seen, answer.task.round)
+                table = rounds_table(f"{name}: {state_of(answer.task)}")
+                for each in seen.values():
+                    table.add_row(*row_of(each))
+                live.update(table)
+            if answer.task.state in _ENDED:
+                return
+
+
+def remember_round(seen: dict[tuple[int, int], admin.Round], latest: admin.Round) -> None:
+    """Keep the newest state of the latest attempts, oldest first."""
+    seen[latest.key.round, latest.key.attempt] = latest
+    while len(seen) > _KEPT_ROWS:
+        del seen[next(iter(seen))]
+
+
+def rounds_table(title: str = "", *more: str) -> Table:
+    """Return an empty table of rounds, with columns for `row_of` and more."""
+    table = Table(title=title or None)
+    table.add_column("round", justify="right")
+    table.add_column("phase")
+    for heading in ("assigned", "reported", "dropped", "goal", "seconds", "training", *more):
+        table.add_column(heading, justify="right")
+    return table
+
+
+_COLOURS = {
+    admin.ROUND_PHASE_SELECTING: "cyan",
+    admin.ROUND_PHASE_REPORTING: "blue",
+    admin.ROUND_PHASE_AGGREGATING: "magenta",
+    admin.ROUND_PHASE_COMMITTED: "green",
+    admin.ROUND_PHASE_ABANDONED: "red",
+}
+
+
+def row_of(shown: admin.Round) -> tuple[str, ...]:
+    """Return one attempt as a row of `rounds_table`."""
+    phase = admin.RoundPhase.Name(shown.phase).removeprefix("ROUND_PHASE_").lower()
+    colour = _COLOURS.get(shown.phase, "white")
+    number = str(shown.key.round) + (f".{shown.key.attempt}" if shown.key.attempt > 1 else "")
+    seconds = (shown.ended_unix_milliseconds - shown.opened_unix_milliseconds) / 1000
+    return (
+        number,
+        f"[{colour}]{phase}[/]" + (f" ({shown.reason})" if shown.reason else ""),
+        str(shown.assigned),
+        str(shown.reported),
+        str(shown.dropped),
+        str(shown.report_goal),
+        f"{seconds:.1f}" if shown.ended_unix_milliseconds else "",
+        metrics_text(shown.metric_sums),
+    )
+
+
+def metrics_text(sums: Mapping[str, float]) -> str:
+    """Return a round's metrics for people: the root mean squared error where there is one, else means of all sums."""
+    examples = sums.get("examples", 0.0)
+    if not examples:
+        return ""
+    if "squared_error" in sums:
+        return f"RMSE {math.sqrt(sums['squared_error'] / examples):.4f}"
+    return ", ".join(f"{name} {total / examples:.4f}" for name, total in sums.items() if name != "examples")

@@ -1,0 +1,307 @@
+"""The whole stack on one machine: Valkey, aggregator, coordinator, inference, as processes of their own.
+
+Rules:
+- Services are started as programs and never imported, with the same settings as in production: what differs is only
+  where Redis and the blobs are.
+- Ports are chosen once: a service that dies comes back at the same address, so nobody who knew it needs to be told.
+- Whatever dies is started again (with growing pauses if it dies at once); all of it recovers from journal and blobs.
+- `<home>/stack.json` says where everything is, to other commands of this machine. `<home>/keys.json` (mode 600) holds
+  the keys that were made because the settings have none.
+- Left-overs of a stack whose own process was killed are stopped before a new one starts on the same home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from fedrecon.ops.durable_files import make_folder, write_durably
+from fedrecon.ops.embedded_valkey import EmbeddedValkey
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.settings import KEY_BYTES, Settings
+
+STACK_FILE = "stack.json"
+ROLES = ("aggregator", "coordinator", "inference")
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+_PAUSES_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
+_STEADY_SECONDS = 10.0
+"""A service that lived so long did not die of its start."""
+
+
+@dataclass(slots=True)
+class Role:
+    """One service of the stack.
+
+    Attributes:
+        name: Its room.
+        process: Its process, if it was started.
+        address: Where it answers, once it was ready.
+        metrics_address: Where it tells its metrics.
+        restarts: How often it had to be started again.
+        started: When its process was started, monotonic seconds.
+        quick_deaths: Deaths in a row soon after the start.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    address: str = ""
+    metrics_address: str = ""
+    restarts: int = 0
+    started: float = 0.0
+    quick_deaths: int = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self.process is not None and self.process.poll() is None
+
+
+@dataclass(slots=True)
+class Stack:
+    """All services on one machine.
+
+    Attributes:
+        settings: Shared by all of them.
+        environment: Variables that win over the process's own, for every service.
+        roles: The services by name.
+        valkey: The embedded server, unless the settings name a Redis.
+
+    Example:
+        `with Stack(load_settings(Settings)) as stack: ...` runs a stack; call `mend()` now and then.
+    """
+
+    settings: Settings
+    environment: dict[str, str] = field(default_factory=dict)
+    roles: dict[str, Role] = field(default_factory=lambda: {name: Role(name) for name in ROLES})
+    valkey: EmbeddedValkey | None = None
+
+    @property
+    def home(self) -> Path:
+        """Folder of the stack."""
+        return self.settings.home.absolute()
+
+    def start(self) -> None:
+        """Start everything and return when all of it is ready.
+
+        Raises:
+            UserMistake: A service cannot start, with the end of its log.
+            ValkeyError: The embedded Valkey cannot start.
+        """
+        make_folder(self.home / "logs")
+        _stop_leftovers(self.home / STACK_FILE)
+        self._refuse_a_second_stack()
+        self.environment = {**_keys(self.home, self.settings), **self.environment}
+        try:
+            if not self.settings.redis_url:
+                self.valkey = EmbeddedValkey(self.home / "valkey")
+                self.valkey.start()
+            for name in ROLES:
+                self._start_role(self.roles[name])
+        except BaseException:
+            self.stop()
+            raise
+        self._write_stack_file()
+
+    def mend(self) -> list[str]:
+        """Start again what has died.
+
+        Returns:
+            What was started again, by name.
+
+        Raises:
+            UserMistake: A service died and cannot be started again.
+        """
+        mended = []
+        if self.valkey is not None and not self.valkey.running:
+            self.valkey.start()
+            mended.append("valkey")
+        for role in self.roles.values():
+            if role.running:
+                continue
+            lived = time.monotonic() - role.started
+            role.quick_deaths = 0 if lived > _STEADY_SECONDS else role.quick_deaths + 1
+            if role.quick_deaths >= len(_PAUSES_SECONDS):
+                raise UserMistake(
+                    f"The {role.name} died {role.quick_deaths} times in a row right after its start.",
+                    f"The end of its log {self._log_of(role)}:\n{self._log_end(role)}",
+                )
+            time.sleep(_PAUSES_SECONDS[role.quick_deaths])
+            role.restarts += 1
+            self._start_role(role)
+            mended.append(role.name)
+        if mended:
+            self._write_stack_file()
+        return mended
+
+    def stop(self) -> None:
+        """Stop everything, those that call before those that are called; Valkey last."""
+        for name in reversed(ROLES):
+            process = self.roles[name].process
+            if process is None:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self.roles[name].process = None
+        if self.valkey is not None:
+            self.valkey.stop()
+            self.valkey = None
+        (self.home / STACK_FILE).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start_role(self, role: Role) -> None:
+        ready_file = self.home / f"{role.name}.ready.json"
+        ready_file.unlink(missing_ok=True)
+        with self._log_of(role).open("ab") as log:
+            role.process = subprocess.Popen(
+                [sys.executable, "-m", f"fedrecon.{role.name}", "--ready-file", str(ready_file)],
+                env={**os.environ, **self.environment, **self._addresses(role)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches this process, which stops the services in order.
+                start_new_session=True,
+            )
+        role.started = time.monotonic()
+        ready = self._wait_until_ready(role, ready_file)
+        role.address, role.metrics_address = ready["address"], ready["metrics_address"] or ""
+
+    def _addresses(self, role: Role) -> dict[str, str]:
+        """Return the variables that tell a service where it is, and where the others are."""
+        variables = {"FEDRECON_HOME": str(self.home), "FEDRECON_LOG_FORMAT": "json"}
+        if self.valkey is not None:
+            variables["FEDRECON_REDIS_URL"] = self.valkey.url
+        if role.address:
+            variables[f"FEDRECON_{role.name.upper()}_PORT"] = role.address.rpartition(":")[2]
+        elif f"FEDRECON_{role.name.upper()}_PORT" not in os.environ:
+            variables[f"FEDRECON_{role.name.upper()}_PORT"] = "0"
+        if role.metrics_address:
+            variables["FEDRECON_METRICS_PORT"] = role.metrics_address.rpartition(":")[2]
+        for other in self.roles.values():
+            if other is not role and other.address:
+                variables[f"FEDRECON_{other.name.upper()}_TARGET"] = other.address
+        return variables
+
+    def _wait_until_ready(self, role: Role, ready_file: Path) -> dict[str, Any]:
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                ready: dict[str, Any] = json.loads(ready_file.read_text())
+                return ready
+            if not role.running:
+                raise UserMistake(
+                    f"The {role.name} did not start.",
+                    f"The end of its log {self._log_of(role)}:\n{self._log_end(role)}",
+                )
+            if time.monotonic() > deadline:
+                raise UserMistake(
+                    f"The {role.name} is not ready after {_READY_SECONDS:.0f} s.",
+                    f"The end of its log {self._log_of(role)}:\n{self._log_end(role)}",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _log_of(self, role: Role) -> Path:
+        return self.home / "logs" / f"{role.name}.log"
+
+    def _log_end(self, role: Role, lines: int = 8) -> str:
+        return "\n".join(self._log_of(role).read_text(errors="replace").splitlines()[-lines:])
+
+    def _refuse_a_second_stack(self) -> None:
+        running = read_stack_file(self.home)
+        if running is not None:
+            raise UserMistake(
+                f"A stack runs already on {self.home} (process {running['pid']}).",
+                "Use it, stop it with Ctrl-C in its terminal, or set FEDRECON_HOME to another folder.",
+            )
+
+    def _write_stack_file(self) -> None:
+        pids = {role.name: role.process.pid for role in self.roles.values() if role.process is not None}
+        if self.valkey is not None:
+            pids["valkey"] = self.valkey.pid
+        content = {
+            "pid": os.getpid(),
+            "redis": self.valkey.url if self.valkey is not None else self.settings.redis_url,
+            **{role.name: role.address for role in self.roles.values()},
+            "metrics": {role.name: role.metrics_address for role in self.roles.values()},
+            "pids": pids,
+        }
+        write_durably(self.home / STACK_FILE, [json.dumps(content, indent=2).encode()])
+
+
+def read_stack_file(home: Path) -> dict[str, Any] | None:
+    """Return where the services of the stack on this folder are, or None if none runs there."""
+    try:
+        content: dict[str, Any] = json.loads((home / STACK_FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return content if _is_ours(content["pid"]) else None
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process lives and is one of fedrecon's: numbers are used again by others."""
+    try:
+        process = psutil.Process(pid)
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return process.status() != psutil.STATUS_ZOMBIE and any(word in line for word in ("fedrecon", "valkey", "pytest"))
+
+
+def _stop_leftovers(path: Path) -> None:
+    """Stop the services of a stack whose own process is gone: nobody else would."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if _is_ours(content["pid"]):
+        return
+    for name in ("inference", "coordinator", "aggregator", "valkey"):
+        pid = content["pids"].get(name)
+        if pid is None or not _is_ours(pid):
+            continue
+        process = psutil.Process(pid)
+        process.terminate()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    path.unlink(missing_ok=True)
+
+
+def _keys(home: Path, settings: Settings) -> dict[str, str]:
+    """Return variables with the keys that the settings lack; made once, kept in the home, readable by its owner."""
+    path = home / "keys.json"
+    try:
+        kept: dict[str, str] = json.loads(path.read_text())
+    except FileNotFoundError:
+        kept = {name: secrets.token_hex(KEY_BYTES) for name in ("FEDRECON_SEAL_KEY", "FEDRECON_ROUND_TOKEN_KEY")}
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(kept, file)
+    if settings.seal_key_bytes is not None:
+        kept.pop("FEDRECON_SEAL_KEY", None)
+    if settings.round_token_key_bytes is not None:
+        kept.pop("FEDRECON_ROUND_TOKEN_KEY", None)
+    return kept

@@ -1,0 +1,170 @@
+"""`fedrecon task`: create, list, show, pause, resume and cancel tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf import json_format
+from rich.console import Console
+from rich.table import Table
+
+from fedrecon.ops.admin_client import CALL_SECONDS, open_admin, put_blob
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.printing import as_dict, print_json
+from fedrecon.ops.task_specs import build_spec
+from fedrecon.v1 import admin_pb2 as admin
+from fedrecon.v1.admin_pb2_grpc import AdminStub
+from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.v1.plan_pb2 import PlanSignature
+from fedrecon.v1.task_pb2 import SUM_PROTOCOL_TRUSTED, TaskSpec
+from fedrecon.wire.digests import digest_of, verify_digest
+from fedrecon.wire.manifests import MalformedPlanError, read_manifest
+
+task = typer.Typer(help="Create and steer tasks.", no_args_is_help=True)
+
+Server = Annotated[str | None, typer.Option("--server", help="coordinator, host:port; default: the stack here")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Name = Annotated[str, typer.Argument(help="name of the task")]
+Reason = Annotated[str, typer.Option("--reason", help="why, for the audit log")]
+
+
+@task.command()
+def create(
+    name: Name,
+    plan: Annotated[Path, typer.Option("--plan", help="folder of the compiled plan")],
+    spec: Annotated[Path | None, typer.Option("--spec", help="TOML file with the names of TaskSpec")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="one value, rounds.report_goal=20")] = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a plan and register a task that trains it."""
+    asked = build_spec(name, spec, assignments or [])
+    with open_admin(server) as stub:
+        created = create_task(stub, asked, plan)
+    _show(created, as_json=as_json)
+
+
+def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
+    """Store the plan's blobs and register the task.
+
+    Args:
+        stub: The deployment's Admin service.
+        spec: What is asked for, without its plan.
+        plan: Folder of the compiled plan: `manifest.json`, `signature.json`, `blobs/`.
+
+    Raises:
+        UserMistake: The folder is not a plan, or a part of it is damaged.
+    """
+    try:
+        content = (plan / "manifest.json").read_bytes()
+        manifest = read_manifest(content)
+        signature = json_format.Parse((plan / "signature.json").read_bytes(), PlanSignature())
+        parts = [graph.blob for graph in manifest.graphs]
+        parts += [manifest.initial_checkpoint, manifest.recorded_answers, *manifest.vocabularies.values()]
+        for part in parts:
+            _put_part(stub, plan / "blobs" / part.digest.hex(), part)
+    except (OSError, MalformedPlanError, json_format.ParseError) as error:
+        raise UserMistake(f"{plan} is no plan: {error}.", "`fedrecon plan compile` makes one.") from error
+    asked = TaskSpec()
+    asked.CopyFrom(spec)
+    asked.plan.CopyFrom(put_blob(stub, content))
+    asked.signature.CopyFrom(signature)
+    return stub.CreateTask(admin.CreateTaskRequest(spec=asked), timeout=CALL_SECONDS).task
+
+
+def _put_part(stub: AdminStub, path: Path, part: BlobReference) -> None:
+    content = path.read_bytes()
+    if digest_of(content) != part.digest:
+        raise UserMistake(f"{path} is damaged: its SHA-256 is not its name.", "Compile the plan again.")
+    verify_digest(content, put_blob(stub, content).digest, str(path))
+
+
+@task.command(name="list")
+def list_tasks(server: Server = None, as_json: AsJson = False) -> None:
+    """List all tasks."""
+    with open_admin(server) as stub:
+        tasks = stub.ListTasks(admin.ListTasksRequest(), timeout=CALL_SECONDS).tasks
+    if as_json:
+        print_json({"tasks": [as_dict(each) for each in tasks]})
+        return
+    table = Table("task", "population", "state", "round", "committed", "abandoned", "sum")
+    for each in tasks:
+        table.add_row(
+            each.spec.name,
+            each.spec.population,
+            state_of(each),
+            str(each.round.key.round),
+            str(each.committed),
+            str(each.abandoned),
+            protocol_of(each.spec),
+        )
+    Console().print(table)
+
+
+@task.command()
+def show(name: Name, server: Server = None, as_json: AsJson = False) -> None:
+    """Show a task as it stands."""
+    with open_admin(server) as stub:
+        _show(stub.GetTask(admin.GetTaskRequest(task=name), timeout=CALL_SECONDS).task, as_json=as_json)
+
+
+@task.command()
+def pause(name: Name, reason: Reason = "", server: Server = None, as_json: AsJson = False) -> None:
+    """Stop new rounds; the running one ends."""
+    with open_admin(server) as stub:
+        request = admin.PauseTaskRequest(task=name, reason=reason)
+        _show(stub.PauseTask(request, timeout=CALL_SECONDS).task, as_json=as_json)
+
+
+@task.command()
+def resume(name: Name, server: Server = None, as_json: AsJson = False) -> None:
+    """Go on with a paused task."""
+    with open_admin(server) as stub:
+        _show(stub.ResumeTask(admin.ResumeTaskRequest(task=name), timeout=CALL_SECONDS).task, as_json=as_json)
+
+
+@task.command()
+def cancel(name: Name, reason: Reason = "", server: Server = None, as_json: AsJson = False) -> None:
+    """End a task for good; its checkpoints stay."""
+    with open_admin(server) as stub:
+        request = admin.CancelTaskRequest(task=name, reason=reason)
+        _show(stub.CancelTask(request, timeout=CALL_SECONDS).task, as_json=as_json)
+
+
+def state_of(task: admin.Task) -> str:
+    """Return a task's state as a word."""
+    return admin.TaskState.Name(task.state).removeprefix("TASK_STATE_").lower()
+
+
+def protocol_of(spec: TaskSpec) -> str:
+    """Return how a task's reports are summed, with what that reveals."""
+    if spec.secure_sum.protocol == SUM_PROTOCOL_TRUSTED:
+        return "trusted (the aggregator sees each update)"
+    return "SecAgg+ (the aggregator sees sums only)"
+
+
+def _show(shown: admin.Task, *, as_json: bool) -> None:
+    if as_json:
+        print_json(as_dict(shown))
+        return
+    spec = shown.spec
+    table = Table(show_header=False, title=spec.name)
+    rounds = spec.rounds
+    table.add_row("state", state_of(shown) + (f": {shown.reason}" if shown.reason else ""))
+    table.add_row("population", spec.population)
+    table.add_row(
+        "rounds", f"{shown.committed} committed, {shown.abandoned} abandoned, now round {shown.round.key.round}"
+    )
+    table.add_row(
+        "a round",
+        f"{rounds.report_goal} reports wanted, at least {rounds.minimum_reports}, "
+        f"over-selection {rounds.over_selection:g}",
+    )
+    table.add_row("sum", protocol_of(spec))
+    table.add_row("privacy", "no DP guarantee" if not spec.HasField("privacy") else "differential privacy")
+    table.add_row("plan", spec.plan.digest.hex())
+    table.add_row("publisher", spec.signature.publisher_key.hex() or "unsigned")
+    table.add_row("live checkpoint", shown.checkpoint.digest.hex())
+    Console().print(table)

@@ -1,0 +1,122 @@
+"""Task specifications as people write them: defaults, a TOML file, and single values on the command line.
+
+Names are those of `TaskSpec` in `task.proto`, so a file says what the contract says:
+
+    [rounds]
+    report_goal = 100
+    over_selection = 1.3
+
+    [optimizer]
+    rule = "ADAGRAD"
+    rate = 0.1
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.v1.task_pb2 import TaskSpec
+
+DEFAULTS: Mapping[str, Any] = {
+    "rounds": {
+        "report_goal": 50,
+        "over_selection": 1.3,
+        "selection_milliseconds": 2_000,
+        "reporting_milliseconds": 60_000,
+        "aggregating_milliseconds": 60_000,
+        "maximum_attempts": 10,
+        "retry_milliseconds": 1_000,
+    },
+    "work": {"split": "ALTERNATE_BATCHES", "minimum_examples": 10},
+    # Adagrad was best for Federated Reconstruction (Singhal et al. 2021, table 1).
+    "optimizer": {"rule": "ADAGRAD", "rate": 0.1, "adaptivity": 1e-3},
+    "secure_sum": {"protocol": "TRUSTED", "ring_bits": 32, "maximum_weight": 100, "minimum_group": 1},
+}
+
+_ENUM_PREFIXES = {
+    ("work", "split"): "SPLIT_RULE_",
+    ("optimizer", "rule"): "OPTIMIZER_RULE_",
+    ("secure_sum", "protocol"): "SUM_PROTOCOL_",
+}
+
+_SHARE_OF_GOAL = 0.8
+"""Reports without which a round is given up, where the specification does not say: this share of the goal."""
+
+
+def build_spec(name: str, file: Path | None, assignments: Sequence[str]) -> TaskSpec:
+    """Return the specification of a task, without its plan.
+
+    Args:
+        name: Name of the task.
+        file: TOML file, or None.
+        assignments: Single values, `rounds.report_goal=20`; they win over the file.
+
+    Raises:
+        UserMistake: A name is not one of the contract's, or a value does not fit.
+    """
+    tree = _merged(DEFAULTS, {} if file is None else _read(file))
+    for assignment in assignments:
+        tree = _merged(tree, _parse(assignment))
+    tree = _merged({"population": name}, tree) | {"name": name}
+    _fill(tree)
+    for (part, field), prefix in _ENUM_PREFIXES.items():
+        value = tree[part].get(field)
+        if isinstance(value, str):
+            tree[part][field] = prefix + value.upper().removeprefix(prefix)
+    try:
+        return json_format.ParseDict(tree, TaskSpec())
+    except json_format.ParseError as error:
+        raise UserMistake(
+            f"The task's specification is wrong: {error}.", "The names are those of TaskSpec in task.proto."
+        ) from error
+
+
+def _fill(tree: dict[str, Any]) -> None:
+    """Fill in what follows from other values."""
+    rounds, secure_sum = tree["rounds"], tree["secure_sum"]
+    try:
+        goal, ratio = int(rounds["report_goal"]), float(rounds["over_selection"])
+        rounds.setdefault("minimum_reports", max(1, math.ceil(goal * _SHARE_OF_GOAL)))
+        secure_sum.setdefault("maximum_reports", max(1, math.ceil(goal * ratio)))
+    except (TypeError, ValueError) as error:
+        raise UserMistake(f"rounds.report_goal or rounds.over_selection is no number: {error}.") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UserMistake(f"{file} cannot be read: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserMistake(f"{file} is no TOML: {error}.") from error
+
+
+def _parse(assignment: str) -> dict[str, Any]:
+    value: Any
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise UserMistake(f"{assignment!r} sets nothing.", "Write it as rounds.report_goal=20.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    # A hyperparameter's own name has a dot in it: `work.hyperparameters.update.rate`.
+    parts = path.split(".", 2) if path.startswith("work.hyperparameters.") else path.split(".")
+    for part in reversed(parts):
+        value = {part: value}
+    return {**value}
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

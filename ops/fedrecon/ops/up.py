@@ -1,0 +1,73 @@
+"""`fedrecon up`: the whole stack on this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedrecon.ops.embedded_valkey import ValkeyError
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.printing import print_json
+from fedrecon.ops.settings import Settings, load_settings
+from fedrecon.ops.stack import Stack
+
+_LOOK_SECONDS = 0.2
+
+
+def up(
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object when everything is ready")] = False,
+) -> None:
+    """Start Valkey, aggregator, coordinator and inference here, and start again what dies, until Ctrl-C."""
+    stopping = stop_on_signals()
+    console = Console(stderr=as_json)
+    stack = Stack(load_settings(Settings))
+    with console.status("starting the stack"):
+        try:
+            stack.start()
+        except ValkeyError as error:
+            raise UserMistake(str(error)) from error
+    try:
+        if as_json:
+            print_json(addresses_of(stack))
+        else:
+            console.print(_table(stack))
+            console.print("Ctrl-C stops everything. Next: [bold]fedrecon task create[/], [bold]fedrecon fleet[/].")
+        while not stopping.wait(_LOOK_SECONDS):
+            for name in stack.mend():
+                console.print(f"[yellow]{name} had died and was started again[/]")
+    finally:
+        with console.status("stopping the stack"):
+            stack.stop()
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set; a second Ctrl-C interrupts at once."""
+    stopping = threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        if stopping.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return stopping
+
+
+def addresses_of(stack: Stack) -> dict[str, str]:
+    """Return where each service answers, by name."""
+    return {role.name: role.address for role in stack.roles.values()}
+
+
+def _table(stack: Stack) -> Table:
+    table = Table("service", "address", "metrics", title=f"fedrecon on {stack.home}")
+    if stack.valkey is not None:
+        table.add_row("valkey", stack.valkey.url, "")
+    for role in stack.roles.values():
+        table.add_row(role.name, role.address, f"http://{role.metrics_address}/metrics" if role.metrics_address else "")
+    return table
