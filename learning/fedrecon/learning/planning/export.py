@@ -1,0 +1,171 @@
+"""From a torch function to the nodes of an ONNX graph.
+
+The road: `make_fx` (which dissolves `torch.func.grad` and `vmap`; exporting them directly fails) -> `torch.export`
+-> `torch.onnx.export` with its own optimiser off (it drops small constants and folds large ones) -> the safe passes
+of `simplification`.
+
+Rules: varying extents stay symbolic; operators without a faithful translation are decomposed here; the same function
+gives the same nodes every time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch._decomp import get_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fedrecon.learning.planning.functions import Function
+from fedrecon.learning.planning.simplification import simplify
+from fedrecon.learning.planning.values import Extent, PlanError, Value
+
+OPSET = 20
+IR_VERSION = 10
+
+element_types: dict[torch.dtype, int] = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.int64: onnx.TensorProto.INT64,
+    torch.int32: onnx.TensorProto.INT32,
+    torch.bool: onnx.TensorProto.BOOL,
+}
+
+aten: Any = torch.ops.aten
+
+
+def _embedding_backward(gradient: Tensor, rows: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
+    """The gradient of a lookup adds up over repeated rows: a ScatterND with addition."""
+    del padding, by_frequency  # lookups that use them are refused by `inspection`
+    width = gradient.shape[-1]
+    empty = gradient.new_zeros((count, width))
+    return empty.index_put((rows.reshape(-1),), gradient.reshape(-1, width), accumulate=True)
+
+
+def _matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    """ONNX Runtime silently computes wrong numbers for MatMul(Transpose(A), 1-D v), so the vector becomes a column."""
+    return torch.mm(matrix, vector.unsqueeze(1)).squeeze(1)
+
+
+# Backward operators without a translation to ONNX, taken apart by torch's own rules.
+_dissolved = [
+    aten._log_softmax_backward_data,  # noqa: SLF001 its name in ATen
+    aten._softmax_backward_data,  # noqa: SLF001 its name in ATen
+    aten.elu_backward,
+    aten.gelu_backward,
+    aten.hardsigmoid_backward,
+    aten.hardswish_backward,
+    aten.hardtanh_backward,
+    aten.huber_loss_backward,
+    aten.leaky_relu_backward,
+    aten.log_sigmoid_backward,
+    aten.mse_loss_backward,
+    aten.native_group_norm_backward,
+    aten.native_layer_norm,
+    aten.native_layer_norm_backward,
+    aten.select_backward,
+    aten.sigmoid_backward,
+    aten.silu_backward,
+    aten.slice_backward,
+    aten.smooth_l1_loss_backward,
+    aten.softplus_backward,
+    aten.tanh_backward,
+    aten.threshold_backward,
+]
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    table = cast("dict[Any, Callable[..., Any]]", dict(get_decompositions(_dissolved)))
+    table[aten.embedding_dense_backward.default] = _embedding_backward
+    table[aten.mv.default] = _matrix_times_vector
+    return table
+
+
+class _Flat(nn.Module):
+    """A traced function as a module, which `torch.export` asks for."""
+
+    def __init__(self, traced: torch.fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, *arguments: Tensor) -> Any:
+        return self.traced(*arguments)
+
+
+def export(what: str, function: Function, inputs: Sequence[Value], outputs: Sequence[Value]) -> list[onnx.NodeProto]:
+    """Returns the ONNX nodes of a torch function, between values of the given names.
+
+    Args:
+        what: name of the graph, for errors.
+        function: takes and returns tensors by name.
+        inputs: its inputs.
+        outputs: its outputs.
+
+    Raises:
+        PlanError: torch cannot trace or translate the function.
+    """
+    arguments = tuple(example_arguments(inputs))
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        results = function({value.name: tensor for value, tensor in zip(inputs, tensors, strict=True)})
+        return tuple(results[value.name] for value in outputs)
+
+    dynamic = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, extent in enumerate(value.shape) if isinstance(extent, str)}
+        for value in inputs
+    )
+    try:
+        with _quiet():
+            traced = make_fx(flat, decomposition_table=_decompositions(), tracing_mode="symbolic")(*arguments)
+            program = torch.export.export(_Flat(traced), arguments, dynamic_shapes=(dynamic,), strict=False)
+            exported = torch.onnx.export(
+                program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False, external_data=False
+            )
+    except Exception as error:
+        # torch raises a dozen unrelated types here; its first line says which operator it stumbled over.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PlanError(f"graph {what}: torch cannot turn the model into ONNX: {reason}") from error
+    if exported is None:
+        raise PlanError(f"graph {what}: torch gave no ONNX program")
+    graph = exported.model_proto.graph
+    if graph.initializer:
+        raise PlanError(
+            f"graph {what}: {graph.initializer[0].name!r} would become part of the graph; weights are inputs"
+        )
+    return simplify(what, exported.model_proto, [value.name for value in inputs], [value.name for value in outputs])
+
+
+def example_arguments(inputs: Sequence[Value]) -> Iterator[Tensor]:
+    """Yields a tensor for every value, with extents by which tracing cannot mistake one axis for another.
+
+    The tracer takes axes of equal extent for the same axis, so every word gets a prime that no fixed extent equals
+    and of which none is a product.
+    """
+    fixed = {extent for value in inputs for extent in value.shape if isinstance(extent, int)}
+    words = sorted({extent for value in inputs for extent in value.shape if isinstance(extent, str)})
+    primes = (number for number in range(11, 1 << 16) if all(number % d for d in range(2, math.isqrt(number) + 1)))
+    free = (number for number in primes if all(extent % number for extent in fixed if extent))
+    sizes: dict[Extent, int] = dict(zip(words, free, strict=False))
+    for value in inputs:
+        shape = [sizes[extent] if isinstance(extent, str) else extent for extent in value.shape]
+        yield torch.zeros(shape, dtype=value.dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what torch tells every exporter: deprecations of its own internals, packages it would also know."""
+    noisy = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)

@@ -1,0 +1,261 @@
+"""Refuses models that cannot become a plan, naming the layer, the parameter or the field.
+
+Three looks at a model: its layers (some can never work in a plan: they draw random numbers, keep running state, or
+have no translation), its graph (row-sparse parameters are only looked up, by fields of their own vocabulary, and
+those fields do nothing else: otherwise rows could not be renumbered), and its behaviour on random examples (one
+prediction, loss and score per example; ridge only where the prediction is linear in the local parameters).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from fedrecon.learning.model import FederatedModel
+from fedrecon.learning.planning import values
+from fedrecon.learning.planning.export import example_arguments
+from fedrecon.learning.planning.values import PlanError
+from fedrecon.learning.reconstruction import Ridge
+
+_refused: tuple[tuple[type[nn.Module], str], ...] = (
+    (_BatchNorm, "keeps running state and mixes examples; use LayerNorm or GroupNorm"),
+    (nn.EmbeddingBag, "has no ONNX translation of its gradient; use Embedding and sum over an axis"),
+    (_ConvNd, "has no ONNX translation of its gradient yet"),
+    (nn.RNNBase, "has no ONNX translation of its gradient yet"),
+    (nn.MultiheadAttention, "has no ONNX translation of its gradient yet"),
+)
+
+# Operators that only give row numbers another shape, or pick some of them.
+_reshaping = frozenset(
+    {
+        "alias",
+        "clone",
+        "contiguous",
+        "detach",
+        "expand",
+        "flatten",
+        "permute",
+        "reshape",
+        "select",
+        "slice",
+        "squeeze",
+        "transpose",
+        "unsqueeze",
+        "view",
+    }
+)
+# Operators that read only the extents of a tensor.
+_measuring = frozenset({"sym_size", "_assert_tensor_metadata"})
+
+
+def inspect(model: FederatedModel) -> None:
+    """Refuses a model that cannot become a plan.
+
+    Raises:
+        PlanError: the message names the layer, parameter or field, and what to do instead.
+    """
+    _check_layers(model)
+    _check_behaviour(model)
+    _check_graph(model, *_trace(model))
+
+
+def _check_layers(model: FederatedModel) -> None:
+    for name, layer in model.module.named_modules():
+        label = f"layer {name!r} ({type(layer).__name__})" if name else f"the model itself ({type(layer).__name__})"
+        for kind, reason in _refused:
+            if isinstance(layer, kind):
+                raise PlanError(f"{label} {reason}")
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
+            raise PlanError(f"{label} draws random numbers; no graph may: remove it, or call module.eval()")
+        if isinstance(layer, nn.Embedding) and f"{name}.weight" in model.vocabularies:
+            for option in ("padding_idx", "max_norm"):
+                if getattr(layer, option) is not None:
+                    raise PlanError(
+                        f"{label} sets {option}, which has no meaning once rows are renumbered; leave it out"
+                    )
+            if layer.scale_grad_by_freq:
+                raise PlanError(f"{label} sets scale_grad_by_freq, which plans do not support; leave it out")
+        for buffer, _ in layer.named_buffers(recurse=False):
+            raise PlanError(f"{label} keeps the buffer {buffer!r}; make it a parameter or a plain number")
+
+
+class _Traced(nn.Module):
+    """The model as a function of its parameters and input fields, in that order."""
+
+    def __init__(self, model: FederatedModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = model.module
+        self.declaration = model
+        self.names = names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        named = dict(zip(self.names, tensors, strict=True))
+        parameters = {name: named[f"parameter.{name}"] for name in self.declaration.parameters}
+        fields = {each.name: named[f"field.{each.name}"] for each in self.declaration.inputs}
+        return self.declaration.predict(parameters, fields)
+
+
+def _trace(model: FederatedModel) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+    """Returns the graph of the prediction, whose nodes know the layer they come from, and its inputs by name."""
+    inputs = (*values.parameters(model), *values.fields(model.inputs))
+    names = [value.name for value in inputs]
+    dynamic = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, extent in enumerate(value.shape) if isinstance(extent, str)}
+        for value in inputs
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                _Traced(model, names), tuple(example_arguments(inputs)), dynamic_shapes=(dynamic,), strict=False
+            )
+    except Exception as error:
+        # torch raises a dozen unrelated types here; its first line says what it stumbled over.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PlanError(
+            f"model {model.name!r} cannot be traced with varying numbers of examples and rows: {reason}"
+        ) from error
+    nodes = {node.name: node for node in program.graph_module.graph.nodes}
+    found = (nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str))
+    return program.graph_module, dict(zip(names, found, strict=True))
+
+
+def _check_graph(model: FederatedModel, traced: fx.GraphModule, found: Mapping[str, fx.Node]) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise PlanError(f"{_layer(node)} draws random numbers ({_operator(node)}); no graph may: remove it")
+    lookups = {
+        node: each.vocabulary
+        for each in model.inputs
+        if each.vocabulary is not None
+        for node in _lookups(each.name, each.vocabulary, found[f"field.{each.name}"])
+    }
+    for name, vocabulary in model.vocabularies.items():
+        _check_table(name, vocabulary, found[f"parameter.{name}"], lookups)
+    tables = {found[f"parameter.{name}"] for name in model.vocabularies}
+    for node, vocabulary in lookups.items():
+        if node.args[0] not in tables:
+            raise PlanError(
+                f"{_layer(node)} looks rows of vocabulary {vocabulary!r} up in a table that is not row-sparse"
+            )
+
+
+def _check_table(name: str, vocabulary: str, table: fx.Node, lookups: Mapping[fx.Node, str]) -> None:
+    """Refuses any use of a row-sparse parameter but lookups by fields of its vocabulary."""
+    for user in table.users:
+        if _operator(user) in _measuring:
+            continue
+        if _operator(user) != "embedding" or user.args[0] is not table or user.args[1] is table:
+            raise PlanError(
+                f"row-sparse parameter {name!r} is used by {_layer(user)} ({_operator(user)}), not looked up; "
+                "untie it, or leave it out of `vocabularies` so that it is dense"
+            )
+        if lookups.get(user) != vocabulary:
+            raise PlanError(
+                f"row-sparse parameter {name!r} is looked up in {_layer(user)} by something that is no field of "
+                f"its vocabulary {vocabulary!r}"
+            )
+
+
+def _lookups(field: str, vocabulary: str, start: fx.Node) -> list[fx.Node]:
+    """Returns the lookups that a field goes to, refusing any other use of it."""
+    lookups: list[fx.Node] = []
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            operator = _operator(user)
+            if operator in _measuring:
+                continue
+            if operator in _reshaping and user.args[0] is node:
+                waiting.append(user)
+            elif operator == "embedding" and user.args[1] is node:
+                lookups.append(user)
+            else:
+                raise PlanError(
+                    f"field {field!r} of vocabulary {vocabulary!r} goes to {_layer(user)} ({operator}); row numbers "
+                    "mean nothing but rows, so they can only be looked up in row-sparse parameters"
+                )
+    return lookups
+
+
+def _operator(node: fx.Node) -> str:
+    """Returns the name of a node's operator, without namespace and overload."""
+    if node.op != "call_function":
+        return str(node.op)
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.split("::")[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
+
+
+def _layer(node: fx.Node) -> str:
+    """Returns the layer that a node comes from."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    path = path.removeprefix("module").removeprefix(".")
+    return f"layer {path!r}" if path else "the model itself"
+
+
+def _check_behaviour(model: FederatedModel) -> None:
+    """Runs the model on random examples and looks at the shapes, and for ridge at the linearity."""
+    generator = torch.Generator().manual_seed(0)
+    count = 7
+    examples: dict[str, Tensor] = {}
+    for each in model.fields:
+        shape = (count, *each.shape)
+        if each.vocabulary is not None:
+            rows = min(
+                model.parameters[name].shape[0] for name, its in model.vocabularies.items() if its == each.vocabulary
+            )
+            examples[each.name] = torch.randint(0, rows, shape, generator=generator)
+        else:
+            smallest = 0.0 if each.minimum is None else each.minimum
+            largest = 1.0 if each.maximum is None else each.maximum
+            drawn = torch.rand(shape, generator=generator) * (largest - smallest) + smallest
+            examples[each.name] = drawn.round().to(each.dtype) if each.dtype != torch.float32 else drawn
+    parameters = {**model.global_parameters, **model.local_parameters}
+    targets = model.only_targets(examples)
+    try:
+        prediction = model.predict(parameters, examples)
+    except Exception as error:
+        raise PlanError(
+            f"model {model.name!r} fails on {count} random examples ({', '.join(examples)}): {error}"
+        ) from error
+    if prediction.shape[:1] != (count,):
+        raise PlanError(f"model {model.name!r} gives {list(prediction.shape)} for {count} examples, not one each")
+    measured = {"the loss": model.loss(prediction, targets)}
+    measured |= {f"metric {name!r}": metric.function(prediction, targets) for name, metric in model.metrics.items()}
+    measured["the score"] = prediction if model.score is None else model.score(prediction)
+    for what, result in measured.items():
+        if result.shape != (count,) or result.dtype != torch.float32:
+            raise PlanError(
+                f"{what} gives {list(result.shape)} {result.dtype} for {count} examples, not [{count}] float32"
+            )
+    if isinstance(model.reconstruction, Ridge):
+        _check_linear(model, examples, generator)
+
+
+def _check_linear(model: FederatedModel, examples: dict[str, Tensor], generator: torch.Generator) -> None:
+    """Refuses ridge where the prediction halfway between two points is not halfway between the predictions."""
+
+    def predict(local: dict[str, Tensor]) -> Tensor:
+        return model.predict({**model.global_parameters, **local}, examples)
+
+    first, second = (
+        {name: torch.randn(value.shape, generator=generator) for name, value in model.local_parameters.items()}
+        for _ in range(2)
+    )
+    middle = {name: (first[name] + second[name]) / 2 for name in first}
+    expected = (predict(first) + predict(second)) / 2
+    if expected.dim() != 1:
+        raise PlanError(f"ridge reconstruction needs one number per example, not {list(expected.shape)}")
+    if not torch.allclose(predict(middle), expected, rtol=1e-4, atol=1e-5):
+        raise PlanError(
+            f"model {model.name!r} is not linear in its local parameters ({', '.join(model.local)}), so ridge cannot "
+            "reconstruct them; use GradientSteps"
+        )
