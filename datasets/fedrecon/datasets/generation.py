@@ -44,10 +44,10 @@ class Shape:
     """
 
     factors: int = 4
-    taste: float = 0.6
+    taste: float = 0.7
     quality: float = 0.5
     offset: float = 0.4
-    noise: float = 0.6
+    noise: float = 0.7
     mean: float = 3.6
     fewest: int = 20
     median: int = 80
