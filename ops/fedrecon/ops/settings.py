@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar, cast
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import to_jsonable_python
@@ -230,15 +230,37 @@ def load_settings(settings_class: type[SettingsType], **overrides: object) -> Se
     Raises:
         InvalidSettings: A variable is misspelt or its value is wrong.
     """
-    problems = list(misspelt_variables(os.environ, settings_class))
-    settings: SettingsType | None = None
-    try:
-        settings = settings_class(**overrides)  # type: ignore[arg-type]  # pydantic checks them
-    except ValidationError as error:
-        problems += [_sentence(settings_class, dict(problem)) for problem in error.errors(include_url=False)]
-    if problems or settings is None:
-        raise InvalidSettings(tuple(problems))
+    settings, problems = read_settings(settings_class, **overrides)
+    if problems:
+        raise InvalidSettings(problems)
     return settings
+
+
+def read_settings(settings_class: type[SettingsType], **overrides: object) -> tuple[SettingsType, tuple[str, ...]]:
+    """Read settings as far as they are right, for those who show them.
+
+    Args:
+        settings_class: The room's own class.
+        **overrides: As in `load_settings`.
+
+    Returns:
+        The settings, with the default in place of every wrong value; and one sentence for each wrong variable.
+    """
+    problems = tuple(misspelt_variables(os.environ, settings_class))
+    try:
+        return settings_class(**overrides), problems  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)
+    problems += tuple(_sentence(settings_class, dict(problem)) for problem in wrong)
+    fields = {str(problem["loc"][0]) for problem in wrong if problem["loc"]} & set(settings_class.model_fields)
+    defaults = {
+        field: settings_class.model_fields[field].get_default(call_default_factory=True, validated_data={})
+        for field in fields
+    }
+    try:
+        return settings_class(**overrides | defaults), problems  # type: ignore[arg-type]  # the same
+    except ValidationError:  # values that are right one by one and do not go together
+        return cast("SettingsType", settings_class.model_construct()), problems
 
 
 def _sentence(settings_class: type[Settings], problem: Mapping[str, object]) -> str:
