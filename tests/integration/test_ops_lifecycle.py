@@ -290,8 +290,8 @@ async def test_a_drain_ends_running_calls_and_tells_health_watchers(tmp_path: Pa
 
 
 async def test_calls_that_outlast_the_drain_are_cut(tmp_path: Path) -> None:
-    async with running(tmp_path, drain_seconds=0.1) as service:
-        asked = asyncio.ensure_future(call(service.channel, "One")(Chunk(data=b"sleep"), timeout=20))
+    async with running(tmp_path, drain_seconds=0.1) as service, grpc.aio.insecure_channel(service.address) as channel:
+        asked = asyncio.ensure_future(call(channel, "One")(Chunk(data=b"sleep"), timeout=20))
         await asyncio.sleep(0.1)
         began = time.monotonic()
         service.stopping.set()

@@ -35,6 +35,7 @@ from fedrecon.ops.logs import configure_logs, logger_of
 from fedrecon.ops.metrics import Metrics, serve_metrics
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings, load_settings, settings_json, settings_table, variable_of
+from fedrecon.ops.storage_refusals import refuse_storage_failures
 from fedrecon.ops.tls import LARGEST_MESSAGE_BYTES, server_credentials
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -163,6 +164,7 @@ async def serve(
         UserMistake: The port is taken or a file cannot be read.
         Exception: What `start` raised.
     """
+    refuse_storage_failures()
     metrics = metrics or Metrics.create(name)
     stopping = stopping or asyncio.Event()
     boundary = Boundary(metrics)
@@ -341,7 +343,7 @@ def run_service(
     except Exception as error:  # noqa: BLE001 - the last place where it can be said
         refusal = refusal_for(error)
         if refusal is not None:
-            _log.error("service cannot start", reason=refusal.reason, message=refusal.message, advice=refusal.advice)
+            _log.error("service cannot go on", reason=refusal.reason, problem=str(error))
             return 3
         _log.exception("service crashed", exc_info=error)
         return 1
