@@ -146,8 +146,10 @@ class SharedConnection:
             await self._check(call)
             for text in SCRIPTS.values():
                 await call("SCRIPT", "LOAD", text)
-        except BaseException:
+        except BaseException as error:
             await connection.disconnect(nowait=True)
+            if isinstance(error.__cause__, AuthenticationError):  # redis-py wraps it on unix sockets
+                raise error.__cause__ from None
             raise
         return connection
 
