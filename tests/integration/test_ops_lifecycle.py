@@ -249,6 +249,28 @@ def _read(url: str) -> str:
         return str(answer.read().decode())
 
 
+async def test_a_message_over_4_mib_is_refused_by_grpc_itself(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        answer = await call(service.channel, "One")(Chunk(data=bytes(4 * 1024 * 1024 - 100)), timeout=5)
+        assert len(answer.data) == 4 * 1024 * 1024 - 100
+        error = await refused(call(service.channel, "One")(Chunk(data=bytes(4 * 1024 * 1024 + 1)), timeout=5))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refusal_of(error) is None
+
+
+async def test_the_ready_file_of_a_killed_predecessor_is_not_believed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    ready.write_text('{"address": "127.0.0.1:1"}')
+    seen: list[bool] = []
+
+    async def looking(service: Service[Settings]) -> None:
+        seen.append(ready.exists())
+        service.stopping.set()
+
+    assert await serve("pieces", looking, Settings(metrics_port=-1), 0, ready_file=ready) == 0
+    assert seen == [False]
+
+
 async def test_the_metrics_port_is_closed_with_the_service(tmp_path: Path) -> None:
     async with running(tmp_path, metrics_port=0) as service:
         address = service.metrics_address
@@ -377,11 +399,13 @@ PROGRAM = textwrap.dedent(
     import asyncio, sys
     import grpc
     from fedrecon.ops.lifecycle import run_service
+    from fedrecon.ops.journal import JournalUnavailable
     from fedrecon.ops.settings import Settings
     from fedrecon.v1.common_pb2 import Chunk
 
     class PieceSettings(Settings):
         piece_port: int = 0
+        piece_fault: str = ""
 
     async def one(request, context):
         await asyncio.sleep(request.offset / 1000)
@@ -395,6 +419,10 @@ PROGRAM = textwrap.dedent(
         server.add_generic_rpc_handlers((pieces,))
 
     async def start(service):
+        if service.settings.piece_fault == "journal":
+            raise JournalUnavailable("the journal at store:6379 did not answer")
+        if service.settings.piece_fault == "bug":
+            raise RuntimeError("a bug")
         service.add(add, None)
 
     sys.exit(run_service("pieces", start, PieceSettings, "piece_port"))
@@ -447,6 +475,36 @@ def test_wrong_settings_end_a_process_with_exit_code_2(tmp_path: Path) -> None:
     assert "FEDRECON_PIECE_PROT: there is no such setting; did you mean FEDRECON_PIECE_PORT?" in errors
     assert "FEDRECON_DRAIN_SECONDS" in errors
     assert not output
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "event", "text"),
+    [
+        ("journal", 3, "service cannot go on", "the journal at store:6379 did not answer"),
+        ("bug", 1, "service crashed", "RuntimeError: a bug"),
+    ],
+)
+def test_a_start_that_fails_ends_a_process_with_its_own_code(
+    tmp_path: Path, fault: str, code: int, event: str, text: str
+) -> None:
+    with spawn(tmp_path, FEDRECON_PIECE_FAULT=fault, FEDRECON_METRICS_PORT="none") as process:
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    (line,) = [json.loads(line) for line in errors.splitlines()]
+    assert line["event"] == event
+    assert text in str(line)
+
+
+def test_a_taken_port_ends_a_process_with_exit_code_2(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with spawn(tmp_path, FEDRECON_PIECE_PORT=port) as process:
+            _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert f"FEDRECON_PIECE_PORT: 127.0.0.1:{port} cannot be opened: address already in use." in errors
+    assert "Traceback" not in errors
 
 
 def test_a_process_prints_its_settings_with_secrets_masked(tmp_path: Path) -> None:

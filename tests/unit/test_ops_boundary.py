@@ -8,7 +8,12 @@ import grpc
 import pytest
 
 from fedrecon.ops import boundary
+from fedrecon.ops.blobs import BlobMissing, CorruptBlob
 from fedrecon.ops.boundary import Refusal, refusal_for, refusal_of, refuse_as
+from fedrecon.ops.durable_files import StorageFull
+from fedrecon.ops.journal import DurabilityRefused, HistoryCompacted, JournalUnavailable, Lease, LeaseLost, StaleWriter
+from fedrecon.ops.sealing import SealBroken
+from fedrecon.ops.storage_refusals import refuse_storage_failures
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,45 @@ def test_the_nearest_registered_base_class_decides(monkeypatch: pytest.MonkeyPat
 def test_a_refusal_is_its_own_refusal() -> None:
     refusal = Refusal(grpc.StatusCode.NOT_FOUND, "REASON", "message", "advice")
     assert refusal_for(refusal) is refusal
+
+
+def test_a_refusal_from_a_task_group_is_found() -> None:
+    refusal = Refusal(grpc.StatusCode.NOT_FOUND, "REASON", "message", "advice")
+    assert refusal_for(ExceptionGroup("tasks", [ExceptionGroup("inner", [refusal])])) is refusal
+    assert refusal_for(ExceptionGroup("tasks", [refusal, ValueError()])) is None
+
+
+def test_every_failure_of_storage_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boundary, "_refusals_of_exceptions", {})
+    refuse_storage_failures()
+    lease = Lease(task="films", name="rounds", holder="one", token=1, milliseconds=5, until_milliseconds=9)
+    reasons = {
+        type(error).__name__: refusal and refusal.reason
+        for error in (
+            StaleWriter("rounds", 1, 2),
+            LeaseLost(lease),
+            HistoryCompacted("rounds", 1, 5),
+            JournalUnavailable(),
+            DurabilityRefused(),
+            StorageFull(),
+            BlobMissing(),
+            CorruptBlob(),
+            SealBroken(),
+        )
+        for refusal in [refusal_for(error)]
+    }
+    assert reasons == {
+        "StaleWriter": "STATE_MOVED",
+        "LeaseLost": "STATE_MOVED",
+        "HistoryCompacted": "STATE_MOVED",
+        "JournalUnavailable": "JOURNAL_UNAVAILABLE",
+        "DurabilityRefused": "JOURNAL_NOT_DURABLE",
+        "StorageFull": "STORAGE_FULL",
+        "BlobMissing": "BLOB_MISSING",
+        "CorruptBlob": "STORED_BYTES_BROKEN",
+        "SealBroken": "STORED_BYTES_BROKEN",
+    }
+    assert refusal_for(OSError()) is None
 
 
 class BrokenConnectionError(grpc.RpcError):

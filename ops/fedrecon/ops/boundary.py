@@ -142,6 +142,8 @@ def refusal_for(error: BaseException) -> Refusal | None:
     """
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # of a task group inside a call
+        return refusal_for(error.exceptions[0])
     for base in type(error).__mro__:
         if base in _refusals_of_exceptions:
             return _refusals_of_exceptions[base]

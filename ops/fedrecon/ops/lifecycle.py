@@ -165,6 +165,9 @@ async def serve(
         Exception: What `start` raised.
     """
     refuse_storage_failures()
+    if ready_file is not None:
+        # Left by a killed predecessor: its address is not ours.
+        await asyncio.to_thread(ready_file.unlink, missing_ok=True)
     metrics = metrics or Metrics.create(name)
     stopping = stopping or asyncio.Event()
     boundary = Boundary(metrics)
@@ -278,8 +281,8 @@ async def _drain(server: grpc.aio.Server, boundary: Boundary, health_servicer: A
     await stopped
 
 
-_LAST_ANSWERS_SECONDS = 0.2
-"""Time in which the last answers leave after their methods have ended."""
+_LAST_ANSWERS_SECONDS = 1.0
+"""Time in which the last answers leave after their methods have ended, while somebody watches the health."""
 
 
 def _write_ready_file(path: Path, address: str, metrics_address: str | None) -> None:
