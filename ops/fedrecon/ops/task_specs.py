@@ -46,6 +46,8 @@ _ENUM_PREFIXES = {
     ("secure_sum", "protocol"): "SUM_PROTOCOL_",
 }
 
+_DOTTED_NAMES = {"work.hyperparameters.": 2, "bounds.": 1}
+
 _SHARE_OF_GOAL = 0.8
 """Reports without which a round is given up, where the specification does not say: this share of the goal."""
 
@@ -107,8 +109,9 @@ def _parse(assignment: str) -> dict[str, Any]:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    # A hyperparameter's own name has a dot in it: `work.hyperparameters.update.rate`.
-    parts = path.split(".", 2) if path.startswith("work.hyperparameters.") else path.split(".")
+    # Names of hyperparameters and parameters have dots of their own: `work.hyperparameters.update.rate`.
+    depth = next((depth for prefix, depth in _DOTTED_NAMES.items() if path.startswith(prefix)), -1)
+    parts = path.split(".", depth)
     for part in reversed(parts):
         value = {part: value}
     return {**value}

@@ -1,0 +1,96 @@
+"""`fedrecon fleet`: simulated devices over the real protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fedrecon.ops.printing import print_json
+from fedrecon.ops.task_commands import AsJson, Server
+
+if TYPE_CHECKING:
+    from fedrecon.ops.fleet.running import Tally
+
+_SEED = 1
+_MADE_UP_ITEMS = 500
+
+
+def fleet(
+    population: Annotated[str, typer.Option("--population", help="population that the devices check in to")] = "demo",
+    devices: Annotated[int, typer.Option("--devices", min=1, help="devices; fewer if the data has fewer users")] = 300,
+    data: Annotated[Path | None, typer.Option("--data", help="MovieLens folder; default: made-up ratings")] = None,
+    awake: Annotated[int, typer.Option("--awake", min=1, help="devices that take part at once")] = 160,
+    dropout: Annotated[float, typer.Option("--dropout", min=0, max=1, help="share of assigned that vanish")] = 0.1,
+    median_seconds: Annotated[float, typer.Option("--median-seconds", min=0, help="median training time")] = 0.05,
+    spread: Annotated[float, typer.Option("--spread", min=0, help="deviation of the logarithm of that time")] = 0.5,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0, help="end after so long; default: Ctrl-C")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of data made up and of behaviour")] = _SEED,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let simulated devices take part until Ctrl-C, and say how their sessions went."""
+    import asyncio
+    import tempfile
+
+    from fedrecon.datasets import MalformedFile, UnknownDataset, generate, load
+    from fedrecon.ops.admin_client import find_targets
+    from fedrecon.ops.fleet.behaviour import Behaviour
+    from fedrecon.ops.fleet.people import people_of
+    from fedrecon.ops.fleet.running import Fleet, Tally
+    from fedrecon.ops.mistakes import UserMistake
+    from fedrecon.ops.settings import Settings, load_settings
+    from fedrecon.ops.up import stop_on_signals
+
+    settings = load_settings(Settings)
+    authority = settings.tls_server_authority.read_bytes() if settings.tls_server_authority else None
+    try:
+        ratings = load(data) if data is not None else generate(max(devices * 5 // 4 + 1, 10), _MADE_UP_ITEMS, seed)
+    except (MalformedFile, UnknownDataset) as error:
+        raise UserMistake(str(error)) from error
+    people = people_of(ratings).training[:devices]
+    stopped = stop_on_signals()
+    console = Console(stderr=as_json)
+
+    async def run(folder: Path, live: Live) -> Tally:
+        stopping = asyncio.Event()
+        running = Fleet(
+            people=people,
+            coordinator=find_targets(server).coordinator,
+            population=population,
+            behaviour=Behaviour(dropout, median_seconds, spread),
+            awake=awake,
+            seed=seed,
+            cache_folder=folder,
+            authority=authority,
+        )
+        work = asyncio.create_task(running.run(stopping, lambda tally: live.update(_table(len(people), tally))))
+        began = asyncio.get_running_loop().time()
+        while not work.done() and not stopped.is_set():
+            if seconds is not None and asyncio.get_running_loop().time() - began >= seconds:
+                break
+            await asyncio.sleep(0.1)
+        stopping.set()
+        return await work
+
+    with (
+        tempfile.TemporaryDirectory(prefix="fedrecon-fleet-") as folder,
+        Live(_table(len(people), Tally()), console=console, refresh_per_second=4) as live,
+    ):
+        tally = asyncio.run(run(Path(folder), live))
+    if as_json:
+        print_json({"devices": len(people), "outcomes": dict(tally.outcomes), "left_bytes": dict(tally.left_bytes)})
+
+
+def _table(devices: int, tally: Tally) -> Table:
+    table = Table("outcome", "sessions", title=f"{devices} devices")
+    for outcome, count in sorted(tally.outcomes.items()):
+        table.add_row(outcome, str(count))
+    table.add_row("all", str(sum(tally.outcomes.values())), style="bold")
+    return table

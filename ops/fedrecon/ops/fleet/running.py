@@ -1,0 +1,169 @@
+"""Runs a fleet: wakes devices, lets them take part, and counts how it went.
+
+A population is larger than what is awake at any moment. A device sleeps until its retry window has passed; of those
+that are ready, at most `awake` take part at once, and when all of them wait for their selection the coordinator sees
+what it sees of a large population.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedrecon.device_sdk import Device, Outcome, Participation
+from fedrecon.device_sdk.blob_cache import BlobCache
+from fedrecon.device_sdk.transport import AsyncTransport
+from fedrecon.ops.fleet.behaviour import Behaviour, Phone, Vanished
+from fedrecon.ops.fleet.people import Person
+
+VANISHED = "dropped out"
+_SILENT_SECONDS = 1.0
+"""Rest of a device that was told no window: it vanished, or nobody answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A person's examples as the device SDK reads them."""
+
+    person: Person
+
+    def count(self) -> int:
+        return self.person.examples
+
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        return self.person.columns
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the sessions of a fleet went.
+
+    Attributes:
+        outcomes: how often each outcome came, rejections among them; drop-outs under `VANISHED`.
+        left_bytes: bytes that left all devices, by message.
+        last: the last participation with an acknowledged report.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    left_bytes: Counter[str] = field(default_factory=Counter)
+    last: Participation | None = None
+
+    def note(self, participation: Participation | None) -> None:
+        """Count one participation; None is a device that vanished."""
+        if participation is None:
+            self.outcomes[VANISHED] += 1
+            return
+        self.outcomes[participation.outcome.value] += 1
+        for departure in participation.receipt:
+            self.left_bytes[departure.message] += departure.bytes
+        if participation.outcome is Outcome.UPLOADED:
+            self.last = participation
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Devices of one population.
+
+    Attributes:
+        people: who they belong to.
+        coordinator: target of the coordinator.
+        population: the population that they check in to.
+        behaviour: how they behave.
+        awake: most devices that take part at once.
+        seed: of behaviour and order; what devices draw for themselves comes from the system.
+        authority: certificate authority of the services in PEM; None for plaintext.
+        cache_folder: where they keep blobs, together.
+        tally: how it went so far.
+    """
+
+    people: Sequence[Person]
+    coordinator: str
+    population: str
+    behaviour: Behaviour
+    awake: int
+    seed: int
+    cache_folder: Path
+    authority: bytes | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    async def run(self, stopping: asyncio.Event, noted: Callable[[Tally], None] = lambda _: None) -> Tally:
+        """Let devices take part until told to stop.
+
+        Args:
+            stopping: set it to end; sessions under way are dropped.
+            noted: called after every participation.
+
+        Returns:
+            How it went.
+        """
+        source = random.Random(self.seed)  # noqa: S311 - behaviour, not secrets
+        line, cache = AsyncTransport(self.authority), BlobCache(self.cache_folder)
+        ready = [(0.0, source.random(), person) for person in range(len(self.people))]
+        heapq.heapify(ready)
+        devices: dict[int, tuple[Device, Phone]] = {}
+
+        async def take_turns() -> None:
+            while True:
+                if not ready:
+                    await asyncio.sleep(0.05)
+                    continue
+                wake, order, person = heapq.heappop(ready)
+                wait = wake - time.monotonic()
+                if wait > 0:
+                    heapq.heappush(ready, (wake, order, person))
+                    await asyncio.sleep(min(wait, 0.05))
+                    continue
+                if person not in devices:
+                    devices[person] = self._device(person, cache, Phone(line))
+                device, phone = devices[person]
+                phone.begin(self.behaviour.draw(source))
+                rest = await self._take_part(device, source)
+                heapq.heappush(ready, (time.monotonic() + rest, source.random(), person))
+                noted(self.tally)
+
+        workers = [asyncio.create_task(take_turns()) for _ in range(min(self.awake, len(self.people)))]
+        stopped = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({stopped, *workers}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (stopped, *workers):
+                task.cancel()
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+            await line.close()
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+        return self.tally
+
+    def _device(self, person: int, cache: BlobCache, phone: Phone) -> tuple[Device, Phone]:
+        device = Device(
+            self.coordinator,
+            self.population,
+            _Held(self.people[person]),
+            secure_sum="allowed",
+            min_group=1,
+            authority=self.authority,
+            cache=cache,
+            transport=phone,
+        )
+        return device, phone
+
+    async def _take_part(self, device: Device, source: random.Random) -> float:
+        """Let one device take part and return how long it rests, in seconds."""
+        try:
+            participation = await device.participate_async()
+        except Vanished:
+            self.tally.note(None)
+            return _SILENT_SECONDS * (1 + source.random())
+        self.tally.note(participation)
+        after = participation.retry_after_seconds
+        return after if after is not None else _SILENT_SECONDS * (1 + source.random())
