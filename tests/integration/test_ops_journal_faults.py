@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Self
@@ -158,10 +159,48 @@ async def test_a_server_that_stays_away_is_reported_after_the_patience(server: E
     journal = await RedisJournal.connect(server.url, patience_seconds=0.3)
     server.stop()
     async with asyncio.timeout(5):
-        with pytest.raises(JournalUnavailable, match=r"did not answer for 0\.3 s.*see that the server runs"):
+        with pytest.raises(JournalUnavailable, match=r"did nothing for 0\.3 s.*see that the server runs"):
             await journal.append("task", [Append("round", 0, (b"a",))])
     server.start()
     await journal.append("task", [Append("round", 0, (b"a",))])
+    await journal.close()
+
+
+async def test_a_replica_is_refused_until_it_is_a_primary(server: EmbeddedValkey) -> None:
+    journal = await RedisJournal.connect(server.url, patience_seconds=0.3)
+    promoting = await RedisJournal.connect(server.url)
+    await promoting._shared.call("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(JournalUnavailable, match="replica"):
+        await journal.append("task", [Append("round", 0, (b"a",))])
+    waiting = asyncio.create_task(journal.append("task", [Append("round", 0, (b"a",))]))
+    await asyncio.sleep(0.02)
+    await promoting._shared.call("REPLICAOF", "NO", "ONE")
+    await waiting
+    await journal.close()
+    await promoting.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+async def test_an_address_where_nobody_listens_is_reported_without_its_password(scheme: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(JournalUnavailable, match=f"{scheme}://127.0.0.1:{port}/2 did nothing") as refused:
+            await RedisJournal.connect(f"{scheme}://user:wrong-secret@127.0.0.1:{port}/2", patience_seconds=0.1)
+    assert "wrong-secret" not in str(refused.value)
+
+
+async def test_each_caller_is_patient_for_itself(server: EmbeddedValkey) -> None:
+    journal = await RedisJournal.connect(server.url, patience_seconds=1.0)
+    server.stop()
+    early = asyncio.create_task(journal.append("task", [Append("early", 0, (b"a",))]))
+    await asyncio.sleep(0.9)
+    late = asyncio.create_task(journal.append("task", [Append("late", 0, (b"a",))]))
+    with pytest.raises(JournalUnavailable):
+        await early
+    await asyncio.to_thread(server.start)
+    async with asyncio.timeout(5):
+        await late
     await journal.close()
 
 
@@ -214,13 +253,13 @@ async def test_a_url_of_another_kind_is_refused() -> None:
 async def test_concurrent_appends_share_round_trips(server: EmbeddedValkey) -> None:
     journal = await RedisJournal.connect(server.url)
     batches: list[int] = []
-    exchange = journal._shared._exchange
+    pack = journal._shared._connection.pack_commands
 
-    async def count(batch: list[object]) -> None:
-        batches.append(len(batch))
-        await exchange(batch)  # type: ignore[arg-type]
+    def count(commands: list[object]) -> object:
+        batches.append(len(commands))
+        return pack(commands)
 
-    journal._shared._exchange = count  # type: ignore[method-assign, assignment]
+    journal._shared._connection.pack_commands = count
     await asyncio.gather(*(journal.append("task", [Append(f"stream/{n}", 0, (b"a",))]) for n in range(64)))
     assert sum(batches) == 64
     assert len(batches) <= 2

@@ -7,7 +7,7 @@ Accepted loss waives all but the version and the primary.
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from fedrecon.ops.journal import DurabilityRefused
 
@@ -28,13 +28,14 @@ async def check_durability(call: Call, *, accepted_loss: bool = False) -> None:
 
     Raises:
         DurabilityRefused: If not, with the settings to change.
+        redis.exceptions.ReadOnlyError: If it is a replica, for now.
     """
     about = _fields(await call("INFO", "server")) | _fields(await call("INFO", "replication"))
     version = tuple(int(part) for part in about.get("redis_version", "0.0").split(".")[:2])
     if version < _OLDEST_VERSION:
         raise DurabilityRefused(f"the server is Redis {about.get('redis_version')}: use Redis 7.0 or later, or Valkey")
-    if about.get("role") != "master":
-        raise DurabilityRefused("the server is a replica and takes no writes: put the primary's address into the URL")
+    if about.get("role") != "master":  # passes when a failover ends
+        raise ReadOnlyError("the server is a replica: put the primary's address into FEDRECON_REDIS_URL")
     if accepted_loss:
         return
     try:

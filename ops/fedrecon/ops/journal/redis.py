@@ -62,7 +62,7 @@ class RedisJournal:
         self._shared = SharedConnection(
             url, patience_seconds, lambda call: check_durability(call, accepted_loss=accepted_loss)
         )
-        self._waits: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._waits: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._idle: list[Any] = []  # connections that blocked for a tail and are free again
 
     @classmethod
@@ -193,10 +193,10 @@ class RedisJournal:
     def _wait_for_write(self, task: str, stream: str, after: int) -> asyncio.Task[None]:
         """Return a task that ends when a stream was written to, at the latest after a while.
 
-        All who wait for one stream share it, and with it one blocked connection: each has just read that there is
-        nothing after its version, so whatever is written next concerns them all.
+        All who wait after one version of a stream share it, and with it one blocked connection: each has just read
+        that there is nothing after that version, so whatever is written next concerns them all.
         """
-        place = (task, stream)
+        place = (task, stream, after)
         wait = self._waits.get(place)
         if wait is None:
             wait = asyncio.create_task(self._block(task, stream, after), name="journal tail")

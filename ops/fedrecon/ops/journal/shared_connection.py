@@ -4,14 +4,14 @@ While one batch of commands is at the server, whatever is asked next queues up a
 reads it in one go, applies it and flushes its append-only file once before it answers (group commit).
 
 Rules: every command is safe to repeat (the scripts see to that), so a command whose answer was lost is sent again, with
-growing pauses, until `patience_seconds` have passed. Scripts are loaded, and durability is checked, at every connect.
+growing pauses shared by all, until `patience_seconds` have passed since it was asked. Scripts are loaded, and
+durability is checked, at every connect.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import importlib.resources
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -58,9 +59,10 @@ _DIGESTS = {name: hashlib.sha1(text, usedforsecurity=False).hexdigest() for name
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A command on its way, and whoever waits for its answer."""
+    """A command on its way, until when it is worth repeating (time of the loop), and whoever waits for its answer."""
 
     arguments: tuple[Argument, ...]
+    deadline: float
     answer: asyncio.Future[Any]
 
 
@@ -82,7 +84,7 @@ class SharedConnection:
         self._place = _without_password(url)
         self._patience_seconds = patience_seconds
         self._check = check
-        self._asked: deque[_Asked] = deque()
+        self._asked: list[_Asked] = []
         self._sender: asyncio.Task[None] | None = None
         self._connection: Any = None
         self._closed = False
@@ -98,36 +100,19 @@ class SharedConnection:
             JournalUnavailable: If it stayed away, refused the password, or will not write.
             DurabilityRefused: If the server reached does not keep what it acknowledges.
         """
-        try:
-            async for attempt in stamina.retry_context(
-                on=_is_passing,
-                attempts=None,
-                timeout=self._patience_seconds,
-                wait_initial=_FIRST_PAUSE_SECONDS,
-                wait_max=_LONGEST_PAUSE_SECONDS,
-                wait_jitter=_FIRST_PAUSE_SECONDS,
-            ):
-                with attempt:
-                    return await self._call_once(arguments)
-        except (RedisConnectionError, RedisTimeoutError, ResponseError) as error:
-            if _is_passing(error):
-                said = f"did not answer for {self._patience_seconds:g} s"
-                advice = "see that the server runs, can be reached, and has disk and memory left"
-            elif isinstance(error, AuthenticationError):
-                said, advice = "refused the user or password", "correct them in FEDRECON_REDIS_URL"
-            else:
-                said, advice = (
-                    "refused a command",
-                    "see that it is Redis 7.0 or later, or Valkey, and the user's rights",
-                )
-            raise JournalUnavailable(f"the journal at {self._place} {said} ({error}): {advice}") from error
-        raise AssertionError  # pragma: no cover - retry_context either returns or raises
+        self._refuse_if_closed()
+        loop = asyncio.get_running_loop()
+        asked = _Asked(arguments, loop.time() + self._patience_seconds, loop.create_future())
+        self._asked.append(asked)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_all(), name="journal sender")
+        return await asked.answer
 
     async def connect(self) -> Any:
         """Open a further connection, for a command that blocks. The caller disconnects it.
 
         Raises:
-            redis.exceptions.ConnectionError: If the server is away.
+            RedisError: If the server is away or refuses.
             DurabilityRefused: As `call`.
             JournalUnavailable: If this journal was closed.
         """
@@ -160,69 +145,103 @@ class SharedConnection:
             self._sender.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sender
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
-            self._connection = None
-
-    async def _call_once(self, arguments: tuple[Argument, ...]) -> Any:
-        self._refuse_if_closed()
-        asked = _Asked(arguments, asyncio.get_running_loop().create_future())
-        self._asked.append(asked)
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send_all(), name="journal sender")
-        return await asked.answer
+        self._fail_all(JournalUnavailable(f"the journal at {self._place} was closed before it answered"))
+        await self._hang_up()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise JournalUnavailable(f"the journal at {self._place} was closed by this process: open a new one")
 
     async def _send_all(self) -> None:
-        batch: list[_Asked] = []
-        try:
-            while self._asked:
-                batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH_LIMIT))]
-                batch = [asked for asked in batch if not asked.answer.done()]  # a cancelled caller asks no more
-                await self._exchange(batch)
-        except asyncio.CancelledError:
-            closed = JournalUnavailable(f"the journal at {self._place} was closed before it answered")
-            _fail([*batch, *self._asked], closed)
-            raise
+        while self._asked:
+            async for attempt in stamina.retry_context(
+                on=_is_passing,
+                attempts=None,
+                timeout=None,
+                wait_initial=_FIRST_PAUSE_SECONDS,
+                wait_max=_LONGEST_PAUSE_SECONDS,
+                wait_jitter=_FIRST_PAUSE_SECONDS,
+            ):
+                with attempt:
+                    await self._exchange()
 
-    async def _exchange(self, batch: list[_Asked]) -> None:
-        """Send a batch and hand out the answers; a failure of the connection is the answer of all that had none."""
+    async def _exchange(self) -> None:
+        """Send what was asked first and hand out the answers. What has none yet stays asked.
+
+        Raises:
+            RedisError: If something may succeed later.
+        """
+        self._asked = [asked for asked in self._asked if not asked.answer.done()]
+        batch = self._asked[:_BATCH_LIMIT]
+        if not batch:
+            return
+        passing: Exception | None
         try:
-            if self._connection is None:
-                self._connection = await self.connect()
-            connection = self._connection
-            await connection.send_packed_command(
-                connection.pack_commands([asked.arguments for asked in batch]), check_health=False
-            )
-            for asked in batch:
-                try:
-                    _answer(asked, await connection.read_response())
-                except NoScriptError as error:
-                    self._connection = None  # connecting again loads the scripts
-                    _fail([asked], error)
-                except ResponseError as error:
-                    _fail([asked], error)
-            if self._connection is None:
-                await connection.disconnect(nowait=True)
+            passing = await self._ask(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
-            _fail(batch, error)
-            if self._connection is not None:
-                await self._connection.disconnect(nowait=True)
-                self._connection = None
+            await self._hang_up()
+            if not _is_passing(error):
+                self._fail_all(self._unavailable(error) if isinstance(error, RedisError) else error)
+                return
+            passing = error
+        if passing is None:
+            return
+        if isinstance(passing, NoScriptError | ReadOnlyError):
+            await self._hang_up()  # connecting again loads the scripts, or finds the new primary
+        now = asyncio.get_running_loop().time()
+        for asked in self._asked:
+            if asked.deadline <= now:
+                _refuse(asked, self._unavailable(passing))
+        raise passing
+
+    async def _ask(self, batch: list[_Asked]) -> ResponseError | None:
+        """Send a batch in one go and hand out the answers; return a refusal that may pass, if there was one."""
+        if self._connection is None:
+            self._connection = await self.connect()
+        packed = self._connection.pack_commands([asked.arguments for asked in batch])
+        await self._connection.send_packed_command(packed, check_health=False)
+        passing: ResponseError | None = None
+        for asked in batch:
+            try:
+                _answer(asked, await self._connection.read_response())
+            except ResponseError as error:
+                if _is_passing(error):
+                    passing = error
+                else:
+                    _refuse(asked, self._unavailable(error))
+        return passing
+
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+
+    def _fail_all(self, error: Exception) -> None:
+        for asked in self._asked:
+            _refuse(asked, error)
+
+    def _unavailable(self, error: Exception) -> JournalUnavailable:
+        if _is_passing(error):
+            said = f"did nothing for {self._patience_seconds:g} s"
+            advice = "see that the server runs, can be reached, takes writes, and has disk and memory left"
+        elif isinstance(error, AuthenticationError):
+            said, advice = "refused the user or password", "correct them in FEDRECON_REDIS_URL"
+        else:
+            said, advice = "refused a command", "see that it is Redis 7.0 or later, or Valkey, and the user's rights"
+        unavailable = JournalUnavailable(f"the journal at {self._place} {said} ({error}): {advice}")
+        unavailable.__cause__ = error
+        return unavailable
 
 
 def _answer(asked: _Asked, reply: Any) -> None:
-    if not asked.answer.done():
+    if not asked.answer.done():  # its caller may have been cancelled
         asked.answer.set_result(reply)
 
 
-def _fail(batch: list[_Asked], error: Exception) -> None:
-    for asked in batch:
-        if not asked.answer.done():
-            asked.answer.set_exception(error)
+def _refuse(asked: _Asked, error: Exception) -> None:
+    if not asked.answer.done():
+        asked.answer.set_exception(error)
 
 
 def _is_passing(error: Exception) -> bool:
