@@ -1,0 +1,226 @@
+"""Calls that survive lost connections: the same bytes again, transfers from where they stopped.
+
+Part of the core: everything here yields requests and is resumed with answers, and keeps the receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from fedrecon.device_sdk.blob_cache import BlobCache
+from fedrecon.device_sdk.errors import CallFailedError, DamagedBlobError, TooLateError, UnreachableError
+from fedrecon.device_sdk.receipts import REVEALS, Departure, Receipt
+from fedrecon.device_sdk.requests import FETCH, UPLOAD, Call, Compute, Fetch, Method, Request, Sleep, Upload
+from fedrecon.v1.aggregator_pb2 import UploadHeader, UploadRequest, UploadResponse
+from fedrecon.v1.blobs_pb2 import FetchRequest
+from fedrecon.v1.common_pb2 import BlobReference, Chunk
+from fedrecon.wire import chunks
+from fedrecon.wire.digests import DigestMismatchError, digest_of
+
+Answer = TypeVar("Answer", bound=Message)
+Result = TypeVar("Result")
+Steps = Generator[Request, Any, Result]
+
+CALL_SECONDS = 30.0
+TRANSFER_SECONDS = 300.0
+CLAIM_SECONDS = 0.05
+BLOB_LIMIT_BYTES = 1 << 30
+_UINT32 = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a device goes on trying.
+
+    Attributes:
+        attempts: sends of one call or transfer that make no progress, at least 1.
+        first_seconds: wait after the first failure; it doubles, and is spread by half up and down.
+        longest_seconds: longest wait.
+    """
+
+    attempts: int = 6
+    first_seconds: float = 0.25
+    longest_seconds: float = 8.0
+
+
+@dataclass(slots=True)
+class Line:
+    """A core's way to the world: clock, randomness, patience, deadline and receipt of one participation.
+
+    Attributes:
+        clock: seconds; only differences matter.
+        wall_clock: Unix seconds, for the receipt.
+        entropy: gives that many random bytes.
+        patience: how long to go on trying.
+        cache: blobs that are here already.
+        deadline: moment of `clock` after which nothing more is tried; None before an assignment.
+        departures: what left.
+    """
+
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    entropy: Callable[[int], bytes]
+    patience: Patience
+    cache: BlobCache
+    deadline: float | None = None
+    departures: list[Departure] = field(default_factory=list)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What has left so far."""
+        return Receipt(tuple(self.departures))
+
+    def fraction(self) -> float:
+        """Returns a random number in [0, 1)."""
+        return int.from_bytes(self.entropy(4), "little") / _UINT32
+
+    def call(
+        self, target: str, method: Method[Answer], request: Message, seconds: float = CALL_SECONDS
+    ) -> Steps[Answer]:
+        """Calls a service until it answers.
+
+        Raises:
+            CallFailedError: the service refused.
+            UnreachableError: it did not answer.
+            TooLateError: the deadline has passed.
+        """
+        body = request.SerializeToString(deterministic=True)
+        failures = 0
+        while True:
+            within = self._within(seconds)
+            self.note(method.name, len(body), digest_of(body), target)
+            try:
+                answer: Answer = yield Call(target, method, body, within)
+            except CallFailedError as error:
+                failures += 1
+                yield from self.back_off(error, failures, target)
+            else:
+                return answer
+
+    def fetch(self, target: str, reference: BlobReference, what: str) -> Steps[bytes]:
+        """Returns a blob, from the cache or from a Blobs service; a broken transfer goes on where it stopped.
+
+        Args:
+            target: the Blobs service.
+            reference: which blob.
+            what: how to call it in errors.
+
+        Raises:
+            DamagedBlobError: what came is not what the digest says.
+            CallFailedError: the service refused.
+            UnreachableError: it did not answer.
+            TooLateError: the deadline has passed.
+        """
+        digest = reference.digest
+        while True:
+            content: bytes | None = yield Compute(lambda: self.cache.read(digest))
+            if content is not None:
+                return content
+            if self.cache.claim(digest):
+                break
+            self._within(CLAIM_SECONDS)
+            yield Sleep(CLAIM_SECONDS)  # another device of this process fetches it
+        try:
+            content = yield from self._transfer(target, reference, what)
+            yield Compute(lambda: self.cache.write(digest, content))
+        finally:
+            self.cache.release(digest)
+        return content
+
+    def _transfer(self, target: str, reference: BlobReference, what: str) -> Steps[bytes]:
+        if not 0 <= reference.size <= BLOB_LIMIT_BYTES:
+            raise DamagedBlobError(f"{what}: {reference.size} bytes announced, at most {BLOB_LIMIT_BYTES} are taken")
+        arrived = bytearray((yield Compute(lambda: self.cache.partial(reference.digest))))
+        fresh = not arrived
+
+        def take(chunk: Chunk) -> None:
+            arrived.extend(chunks.take(chunk, len(arrived), reference.size))
+
+        failures = 0
+        while len(arrived) < reference.size:
+            before = len(arrived)
+            body = FetchRequest(digest=reference.digest, offset=before).SerializeToString(deterministic=True)
+            within = self._within(TRANSFER_SECONDS)
+            self.note(FETCH.name, len(body), digest_of(body), target)
+            error = CallFailedError(
+                f"{what}: the stream ended at byte {before} of {reference.size}", code="UNAVAILABLE"
+            )
+            try:
+                yield Fetch(target, body, take, within)
+            except CallFailedError as failure:
+                error = failure
+            except (DigestMismatchError, chunks.ChunkOrderError) as failure:
+                error = CallFailedError(f"{what}: {failure}", code="UNAVAILABLE", reason="DAMAGED_BLOB")
+            if len(arrived) < reference.size:
+                failures = 1 if len(arrived) > before else failures + 1
+                kept = bytes(arrived)
+                try:
+                    yield from self.back_off(error, failures, target)
+                except UnreachableError:
+                    self.cache.keep_partial(reference.digest, kept)
+                    raise
+        content = bytes(arrived)
+        if digest_of(content) == reference.digest:
+            return content
+        self.cache.keep_partial(reference.digest, b"")
+        if not fresh:  # bytes of an earlier transfer may be the damaged ones: all of it once more
+            return (yield from self._transfer(target, reference, what))
+        raise DamagedBlobError(
+            f"{what}: expected SHA-256 {reference.digest.hex()}, got {digest_of(content).hex()} from {target}"
+        )
+
+    def upload(self, target: str, header: UploadHeader, content: bytes, reveals: str) -> Steps[UploadResponse]:
+        """Sends a vector from the header's offset, once; the caller asks for the status before it tries again.
+
+        Raises:
+            CallFailedError: the stream broke or the service refused.
+            TooLateError: the deadline has passed.
+        """
+
+        def parts() -> Iterator[bytes]:
+            yield UploadRequest(header=header).SerializeToString()
+            for chunk in chunks.cut(content, header.offset):
+                yield UploadRequest(chunk=chunk).SerializeToString()
+
+        within = self._within(TRANSFER_SECONDS)
+        self.note(UPLOAD.name, sum(map(len, parts())), header.digest, target, reveals)
+        answer: UploadResponse = yield Upload(target, parts, within)
+        return answer
+
+    def back_off(self, error: CallFailedError, failures: int, target: str) -> Steps[None]:
+        """Waits before the same bytes are sent again, or gives up.
+
+        Raises:
+            CallFailedError: the failure was a refusal: it is raised again.
+            UnreachableError: there were too many failures.
+            TooLateError: the deadline passes before the wait ends.
+        """
+        if not error.transient:
+            raise error
+        if failures >= self.patience.attempts:
+            raise UnreachableError(f"{target} failed {failures} times, at last with: {error}") from error
+        wait = min(self.patience.first_seconds * 2 ** (failures - 1), self.patience.longest_seconds)
+        wait *= 0.5 + self.fraction()
+        if self.deadline is not None and self.clock() + wait >= self.deadline:
+            raise TooLateError(f"the report's time ended while {target} did not answer: {error}") from error
+        yield Sleep(wait)
+
+    def note(self, message: str, size: int, digest: bytes, target: str, reveals: str = "") -> None:
+        """Writes a line of the receipt."""
+        moment = round(self.wall_clock() * 1000)
+        self.departures.append(
+            Departure(message, size, digest.hex(), target, moment, reveals or REVEALS[message]),
+        )
+
+    def _within(self, seconds: float) -> float:
+        """Returns the deadline of a call: its own, or what is left of the participation's."""
+        if self.deadline is None:
+            return seconds
+        left = self.deadline - self.clock()
+        if left <= 0:
+            raise TooLateError("the time for the report has ended")
+        return min(seconds, left)

@@ -1,0 +1,438 @@
+"""The core of a participation: check in, fetch, compute, report, finish.
+
+A generator without I/O: it yields what it wants done (`requests`) and is resumed with answers or errors; network,
+clock and randomness are passed in. The order of steps is that of Bonawitz et al. 2019 ("Towards federated learning at
+scale", table 1), whose one-character shapes it reports. Every draw of `entropy` for the seeds comes first, in the
+order initial, split, rounding: 32 bytes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedrecon.device_sdk.blob_cache import BlobCache
+from fedrecon.device_sdk.calling import Line, Patience, Steps
+from fedrecon.device_sdk.columns import map_examples, newest, rule_of
+from fedrecon.device_sdk.errors import (
+    CallFailedError,
+    FedreconError,
+    FloorsNotMetError,
+    TooFewExamplesError,
+    TooLateError,
+    UnreachableError,
+    UnusablePlanError,
+)
+from fedrecon.device_sdk.examples import ExampleSource
+from fedrecon.device_sdk.floors import Floors, verify_assignment
+from fedrecon.device_sdk.graphs import Memo
+from fedrecon.device_sdk.participation import Fate, Outcome, Participation
+from fedrecon.device_sdk.receipts import reveals_of_upload
+from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, JOIN, UPLOAD_STATUS, Compute, Sleep
+from fedrecon.device_sdk.runtime import (
+    Plan,
+    Seeds,
+    load_plan,
+    read_checkpoint,
+    report_vector,
+    rows_in_force,
+    train,
+)
+from fedrecon.v1 import aggregator_pb2, coordinator_pb2
+from fedrecon.v1.aggregator_pb2 import JoinRequest, SessionProof, UploadHeader, UploadStatusRequest
+from fedrecon.v1.common_pb2 import BlobReference, Credentials, RetryWindow, RetryWindows
+from fedrecon.v1.coordinator_pb2 import (
+    Assignment,
+    CheckInRequest,
+    CheckInResponse,
+    FinishSessionRequest,
+    RejectionReason,
+    SessionOutcome,
+)
+from fedrecon.v1.plan_pb2 import Layout, Manifest
+from fedrecon.wire import manifests
+from fedrecon.wire.digests import digest_of
+from fedrecon.wire.keystream import SEED_BYTES
+from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
+
+SDK_VERSION = "0.1.0"
+CHECK_IN_SECONDS = 45.0  # the coordinator waits up to 30 s for its selection
+
+# Refusals that mean: the round or the group went on without this report.
+LATE_REASONS = frozenset(
+    {
+        "GROUP_ABORTED",
+        "GROUP_CLOSED",
+        "LATE",
+        "ROUND_ABANDONED",
+        "ROUND_CLOSED",
+        "ROUND_OVER",
+        "SESSION_EXPIRED",
+        "SESSION_OVER",
+        "TOKEN_EXPIRED",
+        "TOO_LATE",
+        "UNKNOWN_GROUP",
+        "UNKNOWN_ROUND",
+        "UNKNOWN_SESSION",
+        "UPLOADS_CLOSED",
+    }
+)
+ENDED_PHASES = frozenset(
+    {
+        aggregator_pb2.GROUP_PHASE_UNMASKING,
+        aggregator_pb2.GROUP_PHASE_CLOSED,
+        aggregator_pb2.GROUP_PHASE_ABORTED,
+    }
+)
+
+_vocabularies: Memo[Items] = Memo(16)
+_FATES = {
+    coordinator_pb2.REPORT_FATE_PENDING: Fate.PENDING,
+    coordinator_pb2.REPORT_FATE_COUNTED: Fate.COUNTED,
+    coordinator_pb2.REPORT_FATE_VOID: Fate.VOID,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """All that a participation depends on.
+
+    Attributes:
+        coordinator: its target.
+        population: the app's population.
+        floors: what the app insists on.
+        device_key: the device's public key, 32 bytes.
+        examples: the app's examples.
+        minimum_examples: what the coordinator last said; 0 if it never spoke.
+        cache: blobs that are here already.
+        entropy: gives that many random bytes.
+        clock: seconds; only differences matter.
+        wall_clock: Unix seconds, for the receipt.
+        patience: how long to go on trying.
+    """
+
+    coordinator: str
+    population: str
+    floors: Floors
+    device_key: bytes
+    examples: ExampleSource
+    minimum_examples: int
+    cache: BlobCache
+    entropy: Callable[[int], bytes]
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    patience: Patience
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the core returns.
+
+    Attributes:
+        participation: for the app.
+        minimum_examples: to be remembered for the next time.
+        assignment: the assignment whose plan and checkpoint are in the cache; None if there are none.
+    """
+
+    participation: Participation
+    minimum_examples: int
+    assignment: Assignment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """An assignment's plan, checkpoint and vocabularies, ready for use."""
+
+    plan: Plan
+    checkpoint: dict[str, NDArray[Any]]
+    vocabularies: dict[str, Items]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is about to leave the device."""
+
+    vector: bytes
+    examples: int
+    unknown_keys: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Session:
+    """One assignment being worked on."""
+
+    assignment: Assignment
+    credentials: Credentials
+    line: Line
+    shape: str = "-"
+    material: Material | None = None
+    report: Report | None = None
+
+    def proof(self) -> SessionProof:
+        return SessionProof(
+            credentials=self.credentials,
+            round=self.assignment.round,
+            session=self.assignment.session,
+            round_token=self.assignment.round_token,
+        )
+
+
+def take_part(circumstances: Circumstances) -> Steps[Ending]:
+    """Takes part once, from check-in to the end of the session.
+
+    Args:
+        circumstances: everything that it depends on.
+
+    Returns:
+        How it ended. Failures of network, services and plans are outcomes; only mistakes of the app raise.
+    """
+    known = circumstances
+    seeds = Seeds(known.entropy(SEED_BYTES), known.entropy(SEED_BYTES), known.entropy(SEED_BYTES))
+    line = Line(known.clock, known.wall_clock, known.entropy, known.patience, known.cache)
+    count = known.examples.count()
+    if count < max(known.minimum_examples, 1):
+        message = f"{count} examples; the tasks of {known.population!r} need {max(known.minimum_examples, 1)}"
+        return Ending(Participation(Outcome.TOO_FEW_EXAMPLES, "TOO_FEW_EXAMPLES", message), known.minimum_examples)
+    credentials = Credentials(device_key=known.device_key)
+    try:
+        answer = yield from _check_in(known, line, credentials)
+    except FedreconError as error:
+        outcome = Outcome.UNREACHABLE if isinstance(error, UnreachableError) else Outcome.FAILED
+        window = error.retry_milliseconds if isinstance(error, CallFailedError) else None
+        participation = Participation(
+            outcome, error.reason, str(error), _seconds_within(window, line), receipt=line.receipt
+        )
+        return Ending(participation, known.minimum_examples)
+    if answer.WhichOneof("answer") != "assignment":
+        rejection = answer.rejection
+        participation = Participation(
+            Outcome.REJECTED,
+            RejectionReason.Name(rejection.reason).removeprefix("REJECTION_REASON_"),
+            rejection.message,
+            _seconds_within(_milliseconds(answer.retry_windows.rejected), line),
+            receipt=line.receipt,
+        )
+        return Ending(participation, answer.minimum_examples)
+    session = _Session(answer.assignment, credentials, line)
+    line.deadline = known.clock() + answer.assignment.report_within_milliseconds / 1000
+    participation = yield from _work(known, session, seeds, answer.retry_windows)
+    assignment = answer.assignment if session.material is not None else None
+    return Ending(participation, answer.minimum_examples, assignment)
+
+
+def _check_in(known: Circumstances, line: Line, credentials: Credentials) -> Steps[CheckInResponse]:
+    """Checks in, and keeps its place while the selection is open."""
+    ticket = b""
+    while True:
+        request = CheckInRequest(
+            credentials=credentials,
+            population=known.population,
+            sdk_version=SDK_VERSION,
+            plan_formats=manifests.PLAN_FORMATS,
+            floors=known.floors.message(),
+            ticket=ticket,
+        )
+        answer = yield from line.call(known.coordinator, CHECK_IN, request, CHECK_IN_SECONDS)
+        if answer.WhichOneof("answer") != "ticket":
+            return answer
+        ticket = answer.ticket.ticket
+        yield Sleep(answer.ticket.wait_milliseconds / 1000)
+
+
+def _work(known: Circumstances, session: _Session, seeds: Seeds, windows: RetryWindows) -> Steps[Participation]:
+    """Does what the assignment asks, ends the session, and says how it went."""
+    outcome, ending, reason, message = Outcome.UPLOADED, coordinator_pb2.SESSION_OUTCOME_UPLOADED, "", ""
+    try:
+        yield from _compute_and_report(known, session, seeds)
+    except FedreconError as error:
+        outcome, ending = _ending_of(error, session)
+        reason, message = error.reason, str(error)
+        session.shape += "#" if outcome is Outcome.TOO_LATE else "!"
+    session.line.deadline = None
+    fate = Fate.NONE
+    request = FinishSessionRequest(
+        credentials=session.credentials,
+        session=session.assignment.session,
+        round=session.assignment.round,
+        round_token=session.assignment.round_token,
+        outcome=ending,
+        shape=session.shape,
+    )
+    try:
+        finished = yield from session.line.call(known.coordinator, FINISH_SESSION, request)
+    except FedreconError as error:
+        message = message or f"the report was acknowledged, but the session could not be ended: {error}"
+        fate = Fate.PENDING if outcome is Outcome.UPLOADED else Fate.NONE
+    else:
+        windows = finished.retry_windows if finished.HasField("retry_windows") else windows
+        fate = _FATES.get(finished.fate, Fate.NONE)
+    participation = Participation(
+        outcome,
+        reason,
+        message,
+        _seconds_within(_milliseconds(windows.accepted), session.line),
+        task=session.assignment.round.task,
+        round=session.assignment.round.round,
+        attempt=session.assignment.round.attempt,
+        session=session.assignment.session.hex(),
+        shape=session.shape,
+        fate=fate,
+        receipt=session.line.receipt,
+    )
+    if session.report is None:
+        return participation
+    return replace(participation, examples=session.report.examples, unknown_keys=session.report.unknown_keys)
+
+
+def _ending_of(error: FedreconError, session: _Session) -> tuple[Outcome, SessionOutcome.ValueType]:
+    """Returns how an error ends a session: for the app, and for the coordinator."""
+    timeout = (
+        coordinator_pb2.SESSION_OUTCOME_UPLOAD_TIMEOUT
+        if "]" in session.shape
+        else coordinator_pb2.SESSION_OUTCOME_LOCAL_TIMEOUT
+    )
+    match error:
+        case FloorsNotMetError():
+            ending = Outcome.REFUSED, coordinator_pb2.SESSION_OUTCOME_REFUSED
+        case TooFewExamplesError():
+            ending = Outcome.TOO_FEW_EXAMPLES, coordinator_pb2.SESSION_OUTCOME_NOT_ELIGIBLE
+        case TooLateError(reason="TOO_LATE"):  # its own clock says so, no service
+            ending = Outcome.TOO_LATE, timeout
+        case TooLateError():
+            ending = Outcome.TOO_LATE, coordinator_pb2.SESSION_OUTCOME_TOO_LATE
+        case UnreachableError():
+            ending = Outcome.UNREACHABLE, timeout
+        case _:
+            ending = Outcome.FAILED, coordinator_pb2.SESSION_OUTCOME_LOCAL_FAILED
+    return ending
+
+
+def _compute_and_report(known: Circumstances, session: _Session, seeds: Seeds) -> Steps[None]:
+    verify_assignment(session.assignment, known.floors)
+    session.material = yield from fetch_material(session.assignment, session.line)
+    session.shape += "v["
+    material, assignment = session.material, session.assignment
+    session.report = yield Compute(lambda: make_report(assignment, material, known.examples, seeds))
+    session.shape += "]"
+    try:
+        yield from _deliver(session, session.report.vector)
+    except CallFailedError as error:
+        if error.reason in LATE_REASONS:
+            raise TooLateError(error.message, error.advice, reason=error.reason) from error
+        raise
+
+
+def fetch_material(assignment: Assignment, line: Line) -> Steps[Material]:
+    """Returns an assignment's plan, checkpoint and vocabularies, from the cache or from its Blobs service.
+
+    Raises:
+        FedreconError: one of them cannot be had, or cannot be run here.
+    """
+    target = assignment.blobs or assignment.aggregator
+    content = yield from line.fetch(target, assignment.plan, "plan")
+    manifest: Manifest = yield Compute(lambda: _read_manifest(content))
+    parts = {}
+    for graph in manifest.graphs:
+        parts[graph.blob.digest] = yield from line.fetch(target, graph.blob, f"graph of plan {manifest.name!r}")
+    stored = yield from line.fetch(target, assignment.checkpoint, "checkpoint")
+    named: dict[str, BlobReference] = {**manifest.vocabularies, **assignment.vocabularies}
+    used = {parameter.vocabulary for parameter in manifest.parameters} | {each.vocabulary for each in manifest.fields}
+    texts = {}
+    for name in sorted(used - {""}):
+        if name not in named:
+            raise UnusablePlanError(f"plan {manifest.name!r} uses the vocabulary {name!r}, which nothing names")
+        texts[name] = yield from line.fetch(target, named[name], f"vocabulary {name!r}")
+
+    def make() -> Material:
+        plan = load_plan(content, lambda digest: parts[digest])
+        vocabularies = {name: _vocabulary(text, named[name].digest) for name, text in texts.items()}
+        return Material(plan, read_checkpoint(stored, plan.manifest), vocabularies)
+
+    material: Material = yield Compute(make)
+    return material
+
+
+def _read_manifest(content: bytes) -> Manifest:
+    try:
+        return manifests.read_manifest(content)
+    except manifests.MalformedPlanError as error:
+        raise UnusablePlanError(str(error)) from error
+
+
+def _vocabulary(content: bytes, digest: bytes) -> Items:
+    try:
+        return _vocabularies.get(digest, lambda: read_vocabulary(content))
+    except MalformedVocabularyError as error:
+        raise UnusablePlanError(str(error)) from error
+
+
+def make_report(assignment: Assignment, material: Material, examples: ExampleSource, seeds: Seeds) -> Report:
+    """Returns what a device reports: pure but for reading the examples.
+
+    Raises:
+        TooFewExamplesError: the model knows too few of the examples.
+        UnusablePlanError: the plan does not run on them.
+        DivergedError: a result is not finite.
+    """
+    manifest, work = material.plan.manifest, assignment.work
+    rules = [rule_of(field) for field in manifest.fields]
+    rows = rows_in_force(manifest, material.checkpoint)
+    mapped = newest(map_examples(rules, examples.columns(), material.vocabularies, rows), work.maximum_examples)
+    if mapped.examples < max(work.minimum_examples, 1):
+        raise TooFewExamplesError(
+            f"{mapped.examples} examples are known to the model; the task needs {max(work.minimum_examples, 1)}"
+        )
+    result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
+    layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
+    vector = report_vector(result, manifest, layout, assignment.secure_sum, seeds.rounding)
+    return Report(vector.to_bytes(), result.examples, mapped.unknown_keys)
+
+
+def _deliver(session: _Session, vector: bytes) -> Steps[None]:
+    """Joins a group and uploads, going on where a lost connection stopped, until it is acknowledged."""
+    line, assignment = session.line, session.assignment
+    joined = yield from line.call(assignment.aggregator, JOIN, JoinRequest(proof=session.proof()))
+    target = joined.aggregator or assignment.aggregator
+    digest, failures = digest_of(vector), 0
+    session.shape += "+"
+    while True:
+        question = UploadStatusRequest(proof=session.proof(), group=joined.group)
+        status = yield from line.call(target, UPLOAD_STATUS, question)
+        if status.acknowledged:
+            break
+        if status.phase in ENDED_PHASES:
+            phase = aggregator_pb2.GroupPhase.Name(status.phase).removeprefix("GROUP_PHASE_")
+            raise TooLateError("the group went on without this report", reason=f"GROUP_{phase}")
+        header = UploadHeader(
+            proof=session.proof(),
+            group=joined.group,
+            size=len(vector),
+            digest=digest,
+            offset=status.received_bytes,
+        )
+        try:
+            yield from line.upload(target, header, vector, reveals_of_upload(assignment))
+        except CallFailedError as error:
+            failures += 1
+            yield from line.back_off(error, failures, target)
+        else:
+            break
+    session.shape += "^"
+
+
+def _milliseconds(window: RetryWindow) -> tuple[int, int] | None:
+    """Returns a window's limits, or None where the message is empty."""
+    if not window.max_milliseconds:
+        return None
+    return window.min_milliseconds, window.max_milliseconds
+
+
+def _seconds_within(window: tuple[int, int] | None, line: Line) -> float | None:
+    """Returns a moment drawn uniformly from a retry window, in seconds from now."""
+    if window is None:
+        return None
+    earliest, latest = window
+    return (earliest + line.fraction() * max(latest - earliest, 0)) / 1000
