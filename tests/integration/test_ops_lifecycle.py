@@ -271,6 +271,26 @@ async def test_the_ready_file_of_a_killed_predecessor_is_not_believed(tmp_path: 
     assert seen == [False]
 
 
+async def test_a_service_comes_back_at_its_port_while_a_client_stays(tmp_path: Path) -> None:
+    port = 0
+    channel: grpc.aio.Channel | None = None
+    for _ in range(2):
+        stopping, ready = asyncio.Event(), tmp_path / "ready.json"
+        settings = Settings(metrics_port=-1)
+        task = asyncio.create_task(serve("pieces", start, settings, port, ready_file=ready, stopping=stopping))
+        while not ready.exists():
+            assert not task.done(), task.exception()
+            await asyncio.sleep(0.01)
+        address = json.loads(ready.read_text())["address"]
+        port = int(address.rpartition(":")[2])
+        channel = channel or open_channel(address)
+        assert (await call(channel, "One")(Chunk(offset=7), timeout=5)).offset == 7
+        stopping.set()
+        assert await task == 0
+    assert channel is not None
+    await channel.close()
+
+
 async def test_the_metrics_port_is_closed_with_the_service(tmp_path: Path) -> None:
     async with running(tmp_path, metrics_port=0) as service:
         address = service.metrics_address

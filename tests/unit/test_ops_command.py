@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, version
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -85,9 +86,9 @@ class Recorded(EntryPoint):
 def rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.clear()
     points = [
-        Recorded("films", "fedrecon.datasets.commands:films", "fedrecon.commands"),
-        Recorded("greet", "fedrecon.learning.commands:greet", "fedrecon.commands"),
-        Recorded("plan", "fedrecon.learning.commands:plan", "fedrecon.commands"),
+        Recorded("films", "fedrecon.datasets.no_commands:films", "fedrecon.commands"),
+        Recorded("greet", "fedrecon.learning.no_commands:greet", "fedrecon.commands"),
+        Recorded("plan", "fedrecon.learning.no_commands:plan", "fedrecon.commands"),
     ]
     monkeypatch.setattr(command, "entry_points", lambda group: points if group == "fedrecon.commands" else [])
     monkeypatch.setenv("COLUMNS", "200")
@@ -100,6 +101,64 @@ def test_alone_it_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("settings", "doctor", "films", "About films.", "greet", "Greet somebody.", "plan"):
         assert text in shown
     assert "pip install 'fedrecon[learning]'" in shown
+
+
+SOURCE = """
+import typer
+import curtain
+
+stage = typer.Typer(name="stage", help="About [the] stage.", no_args_is_help=True)
+broken = stage.nothing
+
+def play(name: str) -> None:
+    \"\"\"Play a piece.
+
+    More about it.
+    \"\"\"
+"""
+
+
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *points: EntryPoint) -> None:
+    (tmp_path / "theatre_room.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(command, "entry_points", lambda group: points if group == "fedrecon.commands" else [])
+
+
+def test_the_list_is_read_without_loading_rooms(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [EntryPoint(name, f"theatre_room:{name}", "fedrecon.commands") for name in ("stage", "play")]
+    install(monkeypatch, tmp_path, *points)
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert "Play a piece." in shown
+    assert "About" in shown
+    assert "theatre_room" not in sys.modules
+    assert main(["play"]) == 2
+    assert "curtain" in capsys.readouterr().err
+
+
+def test_a_broken_room_does_not_take_the_others_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = EntryPoint("ruin", "fedrecon.ops.no_such_module:ruin", "fedrecon.commands")
+    install(
+        monkeypatch, tmp_path, broken, Recorded("greet", "fedrecon.learning.no_commands:greet", "fedrecon.commands")
+    )
+    assert main([]) == 0
+    assert "Cannot be loaded: No module named 'fedrecon.ops.no_such_module'" in capsys.readouterr().out
+    assert main(["greet"]) == 0
+    with pytest.raises(ModuleNotFoundError):
+        main(["ruin"])
+
+
+def test_an_extra_that_is_not_installed_shows_in_the_list(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_PROOF_OF_EXTRA", {"learning": "no_such_library"})
+    assert main([]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "greet" in line]
+    assert "Not installed: pip install 'fedrecon[learning]'" in line
 
 
 def test_help_is_the_same_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +265,7 @@ def test_help_starts_fast_and_loads_nothing_heavy() -> None:
     program = (
         "import resource, sys; from fedrecon.ops.command import main; main(['--help']);"
         "used = resource.getrusage(resource.RUSAGE_SELF);"
-        "heavy = {'grpc', 'numpy', 'torch', 'pydantic', 'onnxruntime'} & set(sys.modules);"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'pydantic'} & set(sys.modules);"
         "print(); print(used.ru_utime + used.ru_stime, *sorted(heavy))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -1,7 +1,8 @@
 """The `fedrecon` command: what a person types.
 
-Verbs of rooms come by the entry point group `fedrecon.commands` (name -> typer application or function); a room whose
-extra is not installed is listed with what to install. Only the verb that was asked for is loaded.
+Verbs of rooms come by the entry point group `fedrecon.commands` (name -> typer application or function). Only the verb
+that was asked for is loaded: the list of verbs is read from the rooms' source, so that it comes at once, whatever they
+import. A room whose extra is not installed is listed with what to install.
 
 Exit codes: 0 done; 1 the work failed; 2 the person's mistake (arguments, settings); 3 a service cannot be reached or
 has refused.
@@ -11,12 +12,15 @@ Rule: this module needs typer and rich alone, and every command imports what is 
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points, metadata, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +39,9 @@ EXIT_MISTAKE = 2
 EXIT_UNREACHABLE = 3
 
 _COMPLETION_VARIABLE = "_FEDRECON_COMPLETE"
+
+_PROOF_OF_EXTRA = {"ops": "pydantic_settings", "inference": "onnx", "learning": "torch"}
+"""A library that comes with a room's extra and with no other: where it is, the extra is installed."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 
@@ -83,8 +90,10 @@ def build_app(verb: str | None = None) -> typer.Typer:
     app.command("doctor")(_doctor)
     points = _points()
     for name, point in points.items():
-        if verb not in points or name == verb:
+        if name == verb:
             _add(app, point)
+        elif verb not in points:
+            _list(app, point)
     return app
 
 
@@ -92,13 +101,55 @@ def _points() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda one: one.name)}
 
 
+def _list(app: typer.Typer, point: EntryPoint) -> None:
+    """Show a verb that is not going to run."""
+    room = _room_of(point)
+    proof = _PROOF_OF_EXTRA.get(room)
+    if proof is not None and find_spec(proof) is None:
+        _add_unusable(app, point, _not_installed(point.name, proof))
+        return
+    summary = _summary_of(point)
+    if summary is None:
+        _add(app, point)
+    else:
+        app.command(point.name, help=summary)(_not_run)
+
+
+def _not_run() -> None:
+    raise AssertionError("a verb that runs is loaded")
+
+
+def _summary_of(point: EntryPoint) -> str | None:
+    """The help of a typer application or function, from its source: loading all rooms takes seconds.
+
+    Returns:
+        The text; None where the source is not here or says it in another way.
+    """
+    try:
+        source = find_spec(point.module)
+        tree = ast.parse(Path(source.origin or "").read_bytes()) if source else ast.Module([], [])
+    except (ImportError, OSError):
+        return None
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) if name == point.attr:
+                return ast.get_docstring(node)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(keywords=keywords)) if name == point.attr:
+                for keyword in keywords:
+                    if keyword.arg == "help" and isinstance(keyword.value, ast.Constant):
+                        return str(keyword.value.value)
+    return None
+
+
 def _add(app: typer.Typer, point: EntryPoint) -> None:
     try:
         loaded = point.load()
     except ModuleNotFoundError as error:
-        if _is_ours(error):
-            raise
-        _add_missing(app, point, error)
+        missing = error if _is_ours(error) else _not_installed(point.name, error.name)
+        _add_unusable(app, point, missing)
+        return
+    except (ImportError, AttributeError) as error:  # one broken room does not take the others with it
+        _add_unusable(app, point, error)
         return
     if isinstance(loaded, typer.Typer):
         app.add_typer(loaded, name=point.name)
@@ -106,34 +157,38 @@ def _add(app: typer.Typer, point: EntryPoint) -> None:
         app.command(point.name)(loaded)
 
 
-def _add_missing(app: typer.Typer, point: EntryPoint, error: ModuleNotFoundError) -> None:
-    mistake = _not_installed(point.name, error)
-
-    def missing() -> None:
-        raise mistake
-
+def _add_unusable(app: typer.Typer, point: EntryPoint, reason: Exception) -> None:
+    """List a verb that cannot be loaded: it says why, and raises the reason when it is asked for."""
     from rich.markup import escape
 
+    def unusable() -> None:
+        raise reason
+
+    said = f"Not installed: {reason.advice}" if isinstance(reason, UserMistake) else f"Cannot be loaded: {reason}"
     app.command(
         point.name,
-        help=escape(f"Not installed: {mistake.advice}"),
+        help=escape(said),
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )(missing)
+    )(unusable)
 
 
 def _is_ours(error: ModuleNotFoundError) -> bool:
     return (error.name or "").partition(".")[0] == "fedrecon"
 
 
-def _not_installed(verb: str | None, error: ModuleNotFoundError) -> UserMistake:
+def _room_of(point: EntryPoint) -> str:
+    return point.module.removeprefix("fedrecon.").partition(".")[0]
+
+
+def _not_installed(verb: str | None, library: str | None) -> UserMistake:
     """What to install for a verb: the extra of its room is called like the room."""
     point = _points().get(verb or "")
-    room = point.module.removeprefix("fedrecon.").partition(".")[0] if point else "ops"
+    room = _room_of(point) if point else "ops"
     extras = metadata("fedrecon").get_all("Provides-Extra") or []
     extra = room if room in extras else "all"
     return UserMistake(
-        f"`fedrecon {verb}` needs {error.name}, which is not installed.", f"pip install 'fedrecon[{extra}]'"
+        f"`fedrecon {verb}` needs {library}, which is not installed.", f"pip install 'fedrecon[{extra}]'"
     )
 
 
@@ -148,7 +203,7 @@ def _explained(verb: str | None) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if _is_ours(error):
             raise
-        needed = _not_installed(verb, error)
+        needed = _not_installed(verb, error.name)
         _say(needed.message, needed.advice)
         raise SystemExit(EXIT_MISTAKE) from None
     except Exception as error:

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -145,6 +144,8 @@ def _examine_exposure(loaded: list[Settings]) -> Iterator[Finding]:
 
 
 def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
+    from fedrecon.ops.lifecycle import why_port_cannot_be_opened
+
     ports = {
         field: (settings.host, getattr(settings, field))
         for settings in loaded
@@ -156,7 +157,7 @@ def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
         yield Finding("ports", "ok", "none is fixed: free ones are chosen")
     for field, (host, port) in configured.items():
         what = f"port {port}"
-        problem = _why_taken(host, port)
+        problem = why_port_cannot_be_opened(host, port)
         if problem is None:
             yield Finding(what, "ok", "free")
         elif _serves_health(host, port):
@@ -165,19 +166,6 @@ def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
             yield Finding(
                 what, "wrong", f"{host}:{port}: {problem}", f"stop what uses it, or change {variable_of(field)}"
             )
-
-
-def _why_taken(host: str, port: int) -> str | None:
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As gRPC does: a port whose last connections are still being forgotten is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            probe.listen()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def _serves_health(host: str, port: int) -> bool:

@@ -233,22 +233,35 @@ def _open_port(server: grpc.aio.Server, settings: Settings, port: int, port_sett
         else:
             opened = server.add_secure_port(f"{host}:{port}", credentials)
     except RuntimeError as error:
+        why = why_port_cannot_be_opened(settings.host, port)
+        why = why or "the certificate or key is not valid, or the port was taken for a moment"
         raise UserMistake(
-            f"{variable_of(port_setting)}: {host}:{port} cannot be opened: {_why_not_opened(settings.host, port)}.",
+            f"{variable_of(port_setting)}: {host}:{port} cannot be opened: {why}.",
             f"Stop what uses it, or set {variable_of(port_setting)} to another port or to 0 for a free one.",
         ) from error
     return f"{host}:{opened}"
 
 
-def _why_not_opened(host: str, port: int) -> str:
-    """Ask the system itself: gRPC only says that it failed."""
+def why_port_cannot_be_opened(host: str, port: int) -> str | None:
+    """Ask the system itself, by opening a port and closing it: gRPC only says that it failed.
+
+    Args:
+        host: Address.
+        port: Port.
+
+    Returns:
+        The system's reason, for example `address already in use`; None if the port can be opened.
+    """
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
+            # As gRPC does: a port whose last connections are still being forgotten can be opened.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
+            probe.listen()
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    return "the certificate or key is not valid, or the port was taken for a moment"
+    return None
 
 
 def _listen_to_signals(stopping: asyncio.Event, resources: contextlib.AsyncExitStack) -> None:
