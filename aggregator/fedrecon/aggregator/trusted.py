@@ -1,0 +1,89 @@
+"""The protocol `trusted`: the aggregator sees every report, checks it, and adds it.
+
+For tests, enclaves and deployments whose devices trust the aggregator: one report of a matrix factorisation reveals
+the local parameters behind it, and whoever chooses this protocol is told so. There are no keys: a group is in
+UPLOADING at once, and all checks that a device makes on its own report are made again here.
+"""
+
+from __future__ import annotations
+
+from typing import Never
+
+import numpy as np
+
+from fedrecon.aggregator.groups import Phase
+from fedrecon.aggregator.secure_sum import InvalidReportError, WrongPhaseError, check_sum
+from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_ONE, TAIL_WEIGHT, FixedPoint, Vector
+
+_LARGEST_METRIC = (1 << 63) - 1
+"""Metric sums are signed 64-bit integers: their total must stay one too."""
+
+
+class TrustedSum:
+    """A sum whose parts the aggregator sees. See `SecureSum` for the methods.
+
+    Args:
+        fixed_point: the group's agreement on integers.
+    """
+
+    def __init__(self, fixed_point: FixedPoint) -> None:
+        self._fixed_point = fixed_point
+
+    def open(self) -> Phase:
+        """Returns UPLOADING: there is nothing to agree on before."""
+        return Phase.UPLOADING
+
+    def receive(self, phase: Phase, session: bytes, message: bytes) -> Never:
+        """Refuses: members send nothing but vectors.
+
+        Raises:
+            WrongPhaseError: always.
+        """
+        del session, message
+        raise WrongPhaseError(f"under `trusted` there is no phase {phase.name}: join, then upload")
+
+    def check(self, report: Vector) -> None:
+        """Raises unless the report is one that `fedrecon.wire.fixed_point.quantise` can give.
+
+        Raises:
+            InvalidReportError: an integer is beyond its bound.
+        """
+        weight, one = int(report.tail[TAIL_WEIGHT]), int(report.tail[TAIL_ONE])
+        if not 1 <= weight <= self._fixed_point.maximum_weight:
+            raise InvalidReportError(
+                "weight", f"the report's weight is {weight}; allowed are 1 to {self._fixed_point.maximum_weight}"
+            )
+        if one != 1:
+            raise InvalidReportError("shape", f"the report counts itself {one} times; it must be once")
+        self._check_metrics(report, weight)
+        limit = self._fixed_point.quantum_limit
+        signed = report.body.view(np.dtype(f"<i{self._fixed_point.ring_bits // 8}"))
+        if signed.size and (int(signed.max()) > limit or int(signed.min()) < -limit):
+            position = int(np.argmax((signed > limit) | (signed < -limit)))
+            raise InvalidReportError(
+                "norm", f"element {position} of the report is {int(signed[position])}; the bound is {limit}"
+            )
+
+    def close(self, total: Vector, reports: int) -> Vector:
+        """Returns the sum as it is, once ones and weights agree with the journal.
+
+        Raises:
+            DamagedSumError: they do not.
+        """
+        check_sum(total, reports, self._fixed_point.maximum_weight)
+        return total
+
+    def _check_metrics(self, report: Vector, weight: int) -> None:
+        # Below the clip the weight is the number of examples; at the clip there may be any number of them, and only
+        # the room that the sum of all reports has is a bound.
+        room = _LARGEST_METRIC // self._fixed_point.maximum_reports
+        clipped = weight == self._fixed_point.maximum_weight
+        entries = report.tail[TAIL_METRICS:].view("<i8").tolist()
+        for number, (entry, bound) in enumerate(zip(entries, self._fixed_point.metric_bounds, strict=True)):
+            limit = room if clipped else min(room, round(weight * bound * METRIC_SCALE))
+            if abs(entry) > limit:
+                raise InvalidReportError(
+                    "norm",
+                    f"metric sum {number} of the report is {entry / METRIC_SCALE}; "
+                    f"{weight} examples give at most {limit / METRIC_SCALE}",
+                )
