@@ -1,0 +1,375 @@
+"""The attempts whose sums lie here: opened, found again after a restart, given up when forgotten, and removed.
+
+Streams: the events of a group are stream `group/ROUND.ATTEMPT/INDEX` of its task. The names of the tasks that have
+such streams are stream `sums` of the task `registry`, written before a task's first group, so that a start finds every
+group without asking a coordinator.
+
+Rules: the groups of an attempt are opened in one append; the same attempt again gets the same groups. A session's group
+is chosen by hash of the session, or is the next one with room; it has one report in the attempt, in whichever group.
+Groups on another aggregator's disk are none of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import grpc
+
+from fedrecon.aggregator import groups
+from fedrecon.aggregator.groups import Config, Group, Opened, Phase
+from fedrecon.aggregator.secure_sum import SecureSum
+from fedrecon.aggregator.snapshots import SnapshotLostError
+from fedrecon.aggregator.summing import CODEC, Storage, Summing, round_closed
+from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.journal import Append, History, StaleWriter
+from fedrecon.ops.journal.codec import Codec
+from fedrecon.ops.logs import logger_of
+from fedrecon.v1.common_pb2 import RoundKey
+from fedrecon.wire.fixed_point import Vector
+
+REGISTRY_TASK = "registry"
+REGISTRY_STREAM = "sums"
+_PREFIX = "group/"
+_GROUP_BYTES = 16
+
+_log = logger_of(__name__)
+
+Key = tuple[str, int, int]
+"""Task, round, attempt."""
+
+Protocols = Callable[[Config], SecureSum]
+"""Gives the protocol of a group. Raises ValueError if there is none such."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskJoined:
+    """A task has groups from now on.
+
+    Attributes:
+        task: its name.
+    """
+
+    task: str
+
+
+_REGISTRY_CODEC: Codec[TaskJoined] = Codec(TaskJoined)
+
+
+class Attempt:
+    """The groups of one attempt of a round.
+
+    Args:
+        config: what they are for.
+
+    Attributes:
+        config: the same.
+        summings: the groups at work, by index.
+        joined: sessions that joined each group since this process started, or reported.
+        version: grows with every change.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.summings: list[Summing] = []
+        self.joined: list[set[bytes]] = []
+        self.version = 0
+        self._change = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all groups are closed or aborted."""
+        return all(summing.group.ended for summing in self.summings)
+
+    def holding(self, session: bytes) -> Summing | None:
+        """Returns the group that has a session's report, acknowledged or on its way."""
+        return next((one for one in self.summings if one.digest_of(session) is not None), None)
+
+    def place(self, session: bytes) -> Summing:
+        """Returns the group for a session's report.
+
+        Raises:
+            Refusal: the attempt takes no more reports.
+        """
+        held = self.holding(session)
+        if held is not None:
+            return held
+        first = int.from_bytes(hashlib.sha256(session).digest()[:8], "little")
+        ordered = [self.summings[(first + step) % len(self.summings)] for step in range(len(self.summings))]
+        chosen = next((one for one in ordered if one.has_room), None)
+        if chosen is not None:
+            return chosen
+        if not any(one.takes_reports for one in ordered):
+            raise round_closed()
+        raise Refusal(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "GROUP_FULL",
+            "All groups of the round have as many reports as fit their sums.",
+            "End the session; the coordinator says when to come back.",
+        )
+
+    def join(self, session: bytes) -> Summing:
+        """Returns the group for a session, and notes that it is there.
+
+        Raises:
+            Refusal: the attempt takes no more reports.
+        """
+        chosen = self.place(session)
+        members = self.joined[self.summings.index(chosen)]
+        if session not in members:
+            members.add(session)
+            self.note_change()
+        return chosen
+
+    def find(self, group: bytes) -> Summing:
+        """Returns the group with an id.
+
+        Raises:
+            Refusal: the attempt has no such group.
+        """
+        for summing in self.summings:
+            if summing.group.group == group:
+                return summing
+        raise Refusal(
+            grpc.StatusCode.NOT_FOUND,
+            "UNKNOWN_GROUP",
+            "The attempt has no such group.",
+            "Join again: the answer names the group.",
+        )
+
+    def note_change(self) -> None:
+        """Wakes those who wait for a change."""
+        self.version += 1
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def changed(self, version: int) -> None:
+        """Returns once the attempt is past a version."""
+        while self.version == version:
+            await self._change.wait()
+
+
+class Attempts:
+    """All attempts whose groups lie here.
+
+    Args:
+        storage: what they are kept with.
+        protocols: gives the protocol of a group.
+        keep_milliseconds: how long ended groups are kept after the later of their end and their expiry.
+    """
+
+    def __init__(self, storage: Storage, protocols: Protocols, keep_milliseconds: int) -> None:
+        self._storage = storage
+        self._protocols = protocols
+        self._keep_milliseconds = keep_milliseconds
+        self._attempts: dict[Key, Attempt] = {}
+        self._tasks: set[str] = set()
+        self._opening = asyncio.Lock()
+
+    def find(self, round_key: RoundKey) -> Attempt:
+        """Returns an attempt.
+
+        Raises:
+            Refusal: it was never opened here, or was removed long ago.
+        """
+        attempt = self._attempts.get((round_key.task, round_key.round, round_key.attempt))
+        if attempt is None:
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                "UNKNOWN_ROUND",
+                "This aggregator has no groups of the attempt.",
+                "A device ends its session; a coordinator opens the attempt first.",
+            )
+        return attempt
+
+    async def open(self, config: Config) -> Attempt:
+        """Opens the groups of an attempt, or finds them as they were opened.
+
+        Raises:
+            Refusal: the attempt was opened for something else, on another aggregator, or is out of date.
+            JournalUnavailable: the journal does not answer; the same call again finds out what became of it.
+        """
+        key = (config.task, config.round, config.attempt)
+        async with self._opening:
+            attempt = self._attempts.get(key)
+            if attempt is None:
+                attempt = await self._open(config, key)
+        if replace(attempt.config, expires_milliseconds=0) != replace(config, expires_milliseconds=0):
+            raise Refusal(
+                grpc.StatusCode.ALREADY_EXISTS,
+                "ATTEMPT_DIFFERS",
+                "The attempt was opened for another layout, cohort, plan or checkpoint.",
+                "Open the next attempt instead.",
+            )
+        return attempt
+
+    async def recover(self) -> int:
+        """Finds every group of this disk again. Call it once, before anything else.
+
+        Returns:
+            Acknowledged reports in groups that still take reports, or are not merged yet.
+
+        Raises:
+            JournalUnavailable: the journal does not answer.
+            JournalError: a stream holds what this version does not understand.
+        """
+        recorded = await self._storage.journal.load(REGISTRY_TASK, REGISTRY_STREAM)
+        self._tasks = {_REGISTRY_CODEC.decode(one.event).task for one in recorded.events}
+        for task in sorted(self._tasks):
+            streams = defaultdict(list)
+            for stream in await self._storage.journal.streams(task, _PREFIX):
+                streams[stream.split("/")[1]].append(stream)
+            for names in streams.values():
+                await self._recover_attempt(task, sorted(names, key=_index_of))
+        live = [one for attempt in self._attempts.values() for one in attempt.summings]
+        named = {one.group.snapshot for one in live if one.group.snapshot and one.group.phase is not Phase.ABORTED}
+        removed = await asyncio.to_thread(self._storage.snapshots.delete_all_but, named)
+        reports = sum(len(one.group.reports) for one in live if one.group.phase is not Phase.ABORTED)
+        self._storage.measures.recovered_reports.inc(reports)
+        _log.info("sums recovered", groups=len(live), reports=reports, unnamed_snapshots=removed)
+        return reports
+
+    async def tidy(self) -> None:
+        """Gives up groups that nobody closed in time, and removes what was kept long enough."""
+        now = self._storage.clock.now_milliseconds()
+        for key, attempt in list(self._attempts.items()):
+            for summing in attempt.summings:
+                if not summing.lost:
+                    await summing.expire()
+            if any(summing.lost for summing in attempt.summings):
+                del self._attempts[key]
+            elif attempt.ended:
+                last = max(
+                    [attempt.config.expires_milliseconds, *(one.group.ended_milliseconds for one in attempt.summings)]
+                )
+                if now >= last + self._keep_milliseconds:
+                    await self._remove(key, attempt)
+
+    async def stop(self) -> None:
+        """Cancels what is under way, for the end of the process."""
+        await asyncio.gather(*(one.stop() for attempt in self._attempts.values() for one in attempt.summings))
+
+    async def _open(self, config: Config, key: Key) -> Attempt:
+        now = self._storage.clock.now_milliseconds()
+        if config.expires_milliseconds <= now:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "EXPIRED",
+                "The attempt would expire before it begins.",
+                "Set expires_unix_milliseconds to the end of the round; if it is, compare the clocks.",
+            )
+        await self._register(config.task)
+        first = self._protocols(config).open()
+        opened = [
+            Opened(secrets.token_bytes(_GROUP_BYTES), config, self._storage.snapshots.holder, first, now)
+            for _ in range(config.group_count)
+        ]
+        names = [_stream_of(key, index) for index in range(len(opened))]
+        try:
+            await self._storage.journal.append(
+                config.task,
+                [Append(name, 0, (CODEC.encode(event),)) for name, event in zip(names, opened, strict=True)],
+            )
+        except StaleWriter:  # it was opened before, and only the answer was lost, or elsewhere
+            streams = await self._storage.journal.streams(config.task, _stream_of(key, 0)[:-1])
+            found = await self._recover_attempt(config.task, sorted(streams, key=_index_of))
+            if found is None:
+                raise Refusal(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "HELD_ELSEWHERE",
+                    "The attempt was opened on another aggregator, whose disk holds its sums.",
+                    "Ask that one, or open the next attempt.",
+                ) from None
+            return found
+        states = [groups.step(None, event)[0] for event in opened]
+        return self._take(key, names, [(state, 1, None) for state in states])
+
+    async def _register(self, task: str) -> None:
+        """Notes a task's name before its first group, whoever else notes others meanwhile."""
+        while task not in self._tasks:
+            history = await self._storage.journal.load(REGISTRY_TASK, REGISTRY_STREAM)
+            self._tasks |= {_REGISTRY_CODEC.decode(one.event).task for one in history.events}
+            if task in self._tasks:
+                return
+            event = _REGISTRY_CODEC.encode(TaskJoined(task))
+            try:
+                await self._storage.journal.append(REGISTRY_TASK, [Append(REGISTRY_STREAM, history.version, (event,))])
+            except StaleWriter:
+                continue
+            self._tasks.add(task)
+
+    async def _recover_attempt(self, task: str, streams: Sequence[str]) -> Attempt | None:
+        """Takes an attempt's groups up where the journal left them; None if they are another's, or being removed."""
+        histories = [await self._storage.journal.load(task, stream) for stream in streams]
+        states = [_state_of(history) for history in histories]
+        holder = self._storage.snapshots.holder
+        if not all(state is not None and state.holder == holder for state in states) or not states:
+            return None
+        found = [state for state in states if state is not None]
+        config = found[0].config
+        if len(found) != config.group_count:  # a removal that was interrupted
+            for stream, history in zip(streams, histories, strict=True):
+                await self._storage.journal.discard(task, stream, history.version)
+            return None
+        totals = [await self._restore(state) for state in found]
+        attempt = self._take(
+            (config.task, config.round, config.attempt),
+            streams,
+            [(state, history.version, total) for state, history, total in zip(found, histories, totals, strict=True)],
+        )
+        for summing, total in zip(attempt.summings, totals, strict=True):
+            if summing.group.reports and not summing.group.ended and total is None:
+                await summing.abort("SUM_LOST")
+        return attempt
+
+    async def _restore(self, state: Group) -> Vector | None:
+        """Returns the sum of a group that still takes reports; None where there is none to restore, or it is lost."""
+        if state.ended or not state.reports:
+            return None
+        try:
+            return await asyncio.to_thread(
+                self._storage.snapshots.read,
+                state.group,
+                state.snapshot,
+                state.sum_digest,
+                state.config.fixed_point,
+            )
+        except SnapshotLostError as error:
+            _log.error("sum lost: its reports are void", group=state.group.hex(), why=str(error))
+            return None
+
+    def _take(self, key: Key, streams: Sequence[str], states: Sequence[tuple[Group, int, Vector | None]]) -> Attempt:
+        attempt = Attempt(states[0][0].config)
+        for stream, (state, version, total) in zip(streams, states, strict=True):
+            protocol = self._protocols(state.config)
+            attempt.summings.append(
+                Summing(stream, state, version, total, protocol, self._storage, attempt.note_change)
+            )
+            attempt.joined.append(set(state.reports))
+        self._attempts[key] = attempt
+        return attempt
+
+    async def _remove(self, key: Key, attempt: Attempt) -> None:
+        # The first stream goes last: a removal that is interrupted leaves an attempt with too few groups, not none.
+        for summing in attempt.summings:
+            if summing.group.snapshot:
+                await asyncio.to_thread(self._storage.snapshots.delete, summing.group.snapshot)
+        for summing in reversed(attempt.summings):
+            await self._storage.journal.discard(key[0], summing.stream, summing.version)
+        del self._attempts[key]
+
+
+def _stream_of(key: Key, index: int) -> str:
+    return f"{_PREFIX}{key[1]}.{key[2]}/{index}"
+
+
+def _index_of(stream: str) -> int:
+    return int(stream.rpartition("/")[2])
+
+
+def _state_of(history: History) -> Group | None:
+    return groups.replay(CODEC.decode(one.event) for one in history.events)

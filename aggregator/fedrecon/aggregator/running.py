@@ -1,0 +1,131 @@
+"""Puts an aggregator together: opens what it stands on, finds its sums again, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import grpc
+
+from fedrecon.aggregator.attempts import Attempts
+from fedrecon.aggregator.device_service import DeviceService
+from fedrecon.aggregator.ingest import Staging
+from fedrecon.aggregator.measures import Measures
+from fedrecon.aggregator.messages import protocol_of
+from fedrecon.aggregator.settings import AggregatorSettings
+from fedrecon.aggregator.snapshots import Snapshots
+from fedrecon.aggregator.summing import Storage
+from fedrecon.aggregator.sums_service import SumsService
+from fedrecon.ops.blob_service import BlobService
+from fedrecon.ops.blobs import BlobStore, open_blobs
+from fedrecon.ops.boundary import refuse_as
+from fedrecon.ops.clock import Clock, SystemClock
+from fedrecon.ops.durable_files import StorageFull
+from fedrecon.ops.journal import DurabilityRefused, Journal, JournalUnavailable
+from fedrecon.ops.journal.redis import RedisJournal
+from fedrecon.ops.lifecycle import Service
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.v1.aggregator_pb2_grpc import add_AggregatorServicer_to_server, add_SumsServicer_to_server
+from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
+
+_TIDY_MILLISECONDS = 1_000
+_HOUR_MILLISECONDS = 3_600_000
+
+refuse_as(
+    JournalUnavailable,
+    grpc.StatusCode.UNAVAILABLE,
+    "JOURNAL_UNAVAILABLE",
+    "The journal does not answer.",
+    "Try again; if it lasts, the operator looks at Redis.",
+    retry_milliseconds=(1_000, 10_000),
+)
+refuse_as(
+    StorageFull,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "STORAGE_FULL",
+    "The disk is full: nothing was kept.",
+    "Free space or enlarge the disk, then try again.",
+    retry_milliseconds=(10_000, 60_000),
+)
+
+
+async def start(service: Service[AggregatorSettings]) -> None:
+    """Opens an aggregator's resources, adds its services and runs its background task.
+
+    Raises:
+        UserMistake: a setting is missing, or another aggregator has the folder.
+        JournalUnavailable: Redis does not answer.
+    """
+    settings = service.settings
+    seal_key = _key(settings.seal_key_bytes, "FEDRECON_SEAL_KEY", "seals running sums on disk")
+    _key(settings.round_token_key_bytes, "FEDRECON_ROUND_TOKEN_KEY", "is the one that the coordinator signs with")
+    snapshots = await asyncio.to_thread(Snapshots, settings.folder, seal_key)
+    service.resources.callback(snapshots.close)
+    journal = await _connect(settings)
+    service.resources.push_async_callback(journal.close)
+    blobs = await asyncio.to_thread(_open_blobs, settings.blobs_place)
+    await assemble(service, journal, snapshots, blobs, SystemClock())
+
+
+async def assemble(
+    service: Service[AggregatorSettings], journal: Journal, snapshots: Snapshots, blobs: BlobStore, clock: Clock
+) -> None:
+    """Puts an aggregator together on given storage.
+
+    Args:
+        service: where it runs.
+        journal: events of groups.
+        snapshots: running sums.
+        blobs: checkpoints and optimizer states.
+        clock: the time.
+    """
+    settings = service.settings
+    measures = Measures.create(service.metrics)
+    storage = Storage(journal, snapshots, clock, measures)
+    attempts = Attempts(storage, protocol_of, round(settings.aggregator_keep_hours * _HOUR_MILLISECONDS))
+    await attempts.recover()
+    service.resources.push_async_callback(attempts.stop)
+    staging = Staging(settings.aggregator_staging_bytes, time.monotonic, measures.pending_bytes.set)
+    token_key = _key(settings.round_token_key_bytes, "FEDRECON_ROUND_TOKEN_KEY", "is the coordinator's")
+    target = settings.aggregator_advertised or service.address
+    service.add(add_AggregatorServicer_to_server, DeviceService(attempts, staging, token_key, clock, measures))
+    service.add(add_SumsServicer_to_server, SumsService(attempts, staging, blobs, target, measures, service.stopping))
+    service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
+    service.run("tidy", _tidy(attempts, clock))
+
+
+async def _tidy(attempts: Attempts, clock: Clock) -> None:
+    while True:
+        await clock.sleep_until(clock.now_milliseconds() + _TIDY_MILLISECONDS)
+        await attempts.tidy()
+
+
+async def _connect(settings: AggregatorSettings) -> Journal:
+    if not settings.redis_url:
+        raise UserMistake(
+            "FEDRECON_REDIS_URL is not set: the aggregator has no journal.",
+            "Name a Redis or Valkey, or run `fedrecon up`, which brings its own.",
+        )
+    try:
+        return await RedisJournal.connect(
+            settings.redis_url, accepted_loss=settings.redis_durability == "accepted-loss"
+        )
+    except DurabilityRefused as error:
+        raise UserMistake(f"FEDRECON_REDIS_URL: {error}.", "See the text above.") from error
+
+
+def _open_blobs(place: str | Path) -> BlobStore:
+    try:
+        return open_blobs(place)
+    except (ValueError, ImportError) as error:
+        raise UserMistake(f"FEDRECON_BLOBS_URL: {error}.", "Name a folder or an object store.") from error
+
+
+def _key(key: bytes | None, variable: str, purpose: str) -> bytes:
+    if key is None:
+        raise UserMistake(
+            f"{variable} is not set: this key {purpose}.",
+            "`openssl rand -hex 32` makes one; `fedrecon up` keeps its own.",
+        )
+    return key

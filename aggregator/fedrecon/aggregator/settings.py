@@ -1,0 +1,42 @@
+"""Settings of the aggregator, beside those that all services share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fedrecon.ops.settings import Port, Settings
+
+
+class AggregatorSettings(Settings):
+    """What an aggregator needs to know.
+
+    Example:
+        >>> AggregatorSettings(aggregator_port=7002).aggregator_port
+        7002
+    """
+
+    aggregator_port: Port = Field(7002, description="port of the aggregator; 0 for a free one")
+    aggregator_advertised: str = Field(
+        "", description="host:port that devices are told, where it differs from the address that is opened"
+    )
+    aggregator_folder: Path | None = Field(
+        None, description="folder of running sums, of one aggregator alone; by default `aggregator` in home"
+    )
+    aggregator_staging_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="most bytes that uploads on their way hold in memory together"
+    )
+    aggregator_keep_hours: float = Field(
+        24.0, gt=0, description="how long sums and answers are kept after an attempt has ended"
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Where running sums lie."""
+        return self.aggregator_folder or self.home / "aggregator"
+
+    @property
+    def blobs_place(self) -> str | Path:
+        """Where blobs lie."""
+        return self.blobs_url or self.home / "blobs"

@@ -1,0 +1,112 @@
+"""Running sums on this machine's disk, sealed, and the folder that says whose they are.
+
+Rules: a snapshot is named by the digest of its sealed bytes, which stands in the journal, and is bound to its group, so
+that neither an older sum nor another group's can pass for it. The folder belongs to one process at a time; its holder's
+name, made once, stands in every group that was opened on it, because only here its sum can be found.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from fedrecon.ops.blobs import BlobMissing, CorruptBlob
+from fedrecon.ops.durable_files import make_folder, write_durably
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.sealing import SealBroken, SealedFolder
+from fedrecon.wire.digests import DigestMismatchError, verify_digest
+from fedrecon.wire.fixed_point import FixedPoint, Vector, read_vector
+
+_DOMAIN = b"fedrecon running sum 1"
+_HOLDER_BYTES = 8
+
+
+class SnapshotLostError(Exception):
+    """The sum that the journal names is not on this disk any more, or was changed."""
+
+
+class Snapshots:
+    """Sealed sums in a folder. All methods block: call them from threads.
+
+    Args:
+        folder: where they lie; made if missing.
+        key: 32 bytes that seal them.
+
+    Attributes:
+        holder: name of the folder's holder in the journal.
+
+    Raises:
+        UserMistake: another process has the folder.
+    """
+
+    def __init__(self, folder: Path, key: bytes) -> None:
+        make_folder(folder)
+        self._lock = _locked(folder)
+        self.holder = _holder_of(folder)
+        self._sealed = SealedFolder(folder / "sums", key)
+
+    def put(self, group: bytes, total: Vector) -> bytes:
+        """Keeps a group's sum; when this returns, it survives loss of power.
+
+        Returns:
+            The digest of the sealed file.
+
+        Raises:
+            StorageFull: the disk is full; nothing was kept.
+        """
+        return self._sealed.put(total.to_bytes(), _DOMAIN + group)
+
+    def read(self, group: bytes, digest: bytes, sum_digest: bytes, fixed_point: FixedPoint) -> Vector:
+        """Returns a group's sum.
+
+        Args:
+            group: the group.
+            digest: what `put` returned.
+            sum_digest: SHA-256 of the sum's vector.
+            fixed_point: the group's agreement on integers.
+
+        Raises:
+            SnapshotLostError: it is missing, damaged, or sealed with another key.
+        """
+        try:
+            content = self._sealed.read(digest, _DOMAIN + group)
+            verify_digest(content, sum_digest, "running sum")
+            return read_vector(content, fixed_point)
+        except (BlobMissing, CorruptBlob, SealBroken, DigestMismatchError, ValueError) as error:
+            raise SnapshotLostError(str(error)) from error
+
+    def delete(self, digest: bytes) -> None:
+        """Removes a sum; nothing happens if it is gone already."""
+        self._sealed.delete(digest)
+
+    def delete_all_but(self, named: set[bytes]) -> int:
+        """Removes sums that no group names: their batch was never journalled. Returns how many they were."""
+        unnamed = [digest for digest in self._sealed.digests() if digest not in named]
+        for digest in unnamed:
+            self._sealed.delete(digest)
+        return len(unnamed)
+
+    def close(self) -> None:
+        """Gives the folder to others."""
+        os.close(self._lock)
+
+
+def _locked(folder: Path) -> int:
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise UserMistake(
+            f"Another aggregator runs on {folder}.", "Stop it, or give this one another FEDRECON_AGGREGATOR_FOLDER."
+        ) from error
+    return lock
+
+
+def _holder_of(folder: Path) -> str:
+    path = folder / "holder"
+    if not path.exists():
+        write_durably(path, [secrets.token_hex(_HOLDER_BYTES).encode()])
+    return path.read_text().strip()

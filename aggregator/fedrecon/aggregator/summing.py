@@ -1,0 +1,445 @@
+"""One group's sum at work: adds reports, and acknowledges them once they are durable.
+
+Rules:
+- A report is added to the batch that is being filled, at once. While one batch is written, the next is filled: adding
+  never waits, and a batch is as large as writing is slow.
+- Writing a batch: running sum + batch, sealed, on disk (fsync) -> one append that names batch and file -> answers.
+  A file that no event names never existed. The old sum is kept until the journal has the new one.
+- If the journal does not answer, the event is appended again until its fate is known; the stream's versions tell
+  whether it was applied. Nothing is added twice, and nothing is acknowledged before.
+- A batch whose file cannot be written is refused whole; the sum stays what it was.
+- A stream that somebody else has written to belongs to them: this group is given up here, without a word in the
+  journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+
+from fedrecon.aggregator import groups
+from fedrecon.aggregator.groups import Aborted, Accepted, Closed, Event, Group, Opened, Report
+from fedrecon.aggregator.measures import Measures
+from fedrecon.aggregator.secure_sum import SecureSum
+from fedrecon.aggregator.snapshots import SnapshotLostError, Snapshots
+from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.clock import Clock
+from fedrecon.ops.durable_files import StorageFull
+from fedrecon.ops.journal import Append, Journal, JournalUnavailable, StaleWriter
+from fedrecon.ops.journal.codec import Codec
+from fedrecon.ops.logs import logger_of
+from fedrecon.wire.digests import digest_of
+from fedrecon.wire.fixed_point import FixedPoint, Vector, add
+
+CODEC: Codec[Event] = Codec(Opened, Accepted, Closed, Aborted)
+"""Events of the streams `group/ROUND.ATTEMPT/INDEX`."""
+
+_INLINE_BYTES = 4 << 20
+"""Vectors up to this size are added in the event loop: below 2 ms; larger ones in a thread."""
+
+_PAUSE_SECONDS = 0.2
+"""Between attempts to reach a journal that does not answer."""
+
+_log = logger_of(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What groups are kept with.
+
+    Attributes:
+        journal: their events.
+        snapshots: their sums.
+        clock: for the instants of events.
+        measures: what is counted.
+    """
+
+    journal: Journal
+    snapshots: Snapshots
+    clock: Clock
+    measures: Measures
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Reports that become durable together.
+
+    Attributes:
+        total: their sum; None before the first.
+        durable: done when they are acknowledged; holds the refusal if they are not.
+        reports: digest by session.
+        additions: those still running in threads.
+        adding: one at a time.
+    """
+
+    durable: asyncio.Future[None]
+    total: Vector | None = None
+    reports: dict[bytes, bytes] = field(default_factory=dict)
+    additions: list[asyncio.Task[None]] = field(default_factory=list)
+    adding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def add(self, report: Vector) -> None:
+        """Adds a report to the sum; the report may be freed or changed after that."""
+        if self.total is None:
+            self.total = Vector(report.body.copy(), report.tail.copy())
+        else:
+            add(self.total, report)
+
+
+class Summing:
+    """One group at work. Make it inside the event loop that uses it.
+
+    Args:
+        stream: its stream in the journal.
+        group: its state.
+        version: of the stream.
+        total: the sum of its acknowledged reports.
+        protocol: how it is summed.
+        storage: what it is kept with.
+        changed: called after every change of its state.
+
+    Attributes:
+        group: its state, as the journal has it.
+        protocol: how it is summed.
+        fixed_point: its agreement on integers.
+        lost: whether somebody else has written to its stream.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        group: Group,
+        version: int,
+        total: Vector | None,
+        protocol: SecureSum,
+        storage: Storage,
+        changed: Callable[[], None],
+    ) -> None:
+        self.group = group
+        self.protocol = protocol
+        self.fixed_point: FixedPoint = group.config.fixed_point
+        self.lost = False
+        self.stream = stream
+        self.version = version
+        self._total = total
+        self._storage = storage
+        self._changed = changed
+        self._filling = self._empty_batch()
+        self._writing: _Batch | None = None
+        self._ending = group.ended
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def takes_reports(self) -> bool:
+        """Whether a new report may be added."""
+        return not self._ending and not self.lost
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more report may be added."""
+        waiting = len(self._filling.reports) + (len(self._writing.reports) if self._writing is not None else 0)
+        return self.takes_reports and len(self.group.reports) + waiting < self.group.config.maximum_reports
+
+    def digest_of(self, session: bytes) -> bytes | None:
+        """Returns the digest of a session's report, acknowledged or on its way; None if there is none."""
+        for reports in (self.group.reports, self._filling.reports, self._writing.reports if self._writing else {}):
+            if session in reports:
+                return reports[session]
+        return None
+
+    async def acknowledged(self, session: bytes) -> None:
+        """Returns once a report that is here is durable.
+
+        Raises:
+            Refusal: it could not be made durable, or came too late.
+        """
+        if session in self.group.reports:
+            return
+        batch = self._filling if session in self._filling.reports else self._writing
+        if batch is None or session not in batch.reports:
+            raise KeyError("the session has no report here")
+        # The call may end before the batch does: the batch goes on.
+        await asyncio.shield(batch.durable)
+
+    async def add(self, session: bytes, digest: bytes, report: Vector) -> None:
+        """Adds a checked report of a session that has none; returns once it is durable.
+
+        Args:
+            session: whose it is.
+            digest: SHA-256 of its vector.
+            report: the vector.
+
+        Raises:
+            Refusal: the group takes no more, or the report could not be made durable.
+        """
+        if not self.takes_reports:
+            raise round_closed()
+        batch = self._filling
+        batch.reports[session] = digest
+        if report.body.nbytes <= _INLINE_BYTES:
+            batch.add(report)
+        else:
+            batch.additions.append(self._start(_add_in_thread(batch, report)))
+        if not self._turn.locked():
+            self._start(self._write_batches())
+        await asyncio.shield(batch.durable)
+
+    async def end(self, *, discard: bool) -> None:
+        """Closes the group, or gives it up. The same call again changes nothing.
+
+        Reports that arrived before are written first; with `discard` they are refused.
+
+        Raises:
+            Refusal: the disk is full, or the group is somebody else's now.
+        """
+        self._ending = True
+        await asyncio.shield(self._start(self._end(discard=discard)))
+
+    async def expire(self) -> None:
+        """Gives the group up if nobody has closed it in time."""
+        if groups.expire(self.group, self._storage.clock.now_milliseconds()) is not None:
+            self._ending = True
+            async with self._turn:
+                event = groups.expire(self.group, self._storage.clock.now_milliseconds())
+                if event is not None:
+                    await self._abort(event)
+
+    async def abort(self, reason: str) -> None:
+        """Gives the group up for a reason of the aggregator's own.
+
+        Args:
+            reason: a stable word, upper case.
+        """
+        self._ending = True
+        async with self._turn:
+            if self.group.phase is not groups.Phase.ABORTED:
+                await self._abort(Aborted(reason, len(self.group.reports), self._storage.clock.now_milliseconds()))
+
+    async def read_sum(self) -> Vector:
+        """Returns the integers of a closed group, without masks.
+
+        Raises:
+            Refusal: the sum was lost or contradicts the journal; the group was given up.
+        """
+        try:
+            total = await asyncio.to_thread(
+                self._storage.snapshots.read,
+                self.group.group,
+                self.group.snapshot,
+                self.group.sum_digest,
+                self.fixed_point,
+            )
+        except SnapshotLostError as error:
+            _log.error("sum of a closed group lost", stream=self.stream, why=str(error))
+            await self.abort("SUM_LOST")
+            raise Refusal(
+                grpc.StatusCode.DATA_LOSS,
+                "SUM_LOST",
+                f"The sum of group {self.group.group.hex()} cannot be read: {error}.",
+                "Its reports are void: the round goes on without them, or is tried again.",
+            ) from error
+        return self.protocol.close(total, len(self.group.reports))
+
+    async def stop(self) -> None:
+        """Cancels what is under way, for the end of the process: what was not acknowledged may be lost."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it raises it; nobody may be waiting any more
+
+    async def _write_batches(self) -> None:
+        async with self._turn:
+            while self._filling.reports:
+                await self._write_batch()
+
+    async def _end(self, *, discard: bool) -> None:
+        async with self._turn:
+            if discard:
+                self._refuse_filling(round_closed())
+            while self._filling.reports:
+                await self._write_batch()
+            event = groups.end(self.group, self._storage.clock.now_milliseconds(), discard=discard)
+            match event:
+                case Aborted():
+                    await self._abort(event)
+                case Closed():
+                    await self._persist(event)
+                    self._total = None  # it lies on disk until the round is merged
+
+    async def _abort(self, event: Aborted) -> None:
+        self._refuse_filling(round_closed())
+        await self._persist(event)
+        self._total = None
+        self._storage.measures.voided_reports.inc(event.voided)
+        _log.warning("group given up", stream=self.stream, reason=event.reason, voided=event.voided)
+
+    async def _write_batch(self) -> None:
+        """Makes the filled batch durable, and answers its reports whatever happens."""
+        self._filling, batch = self._empty_batch(), self._filling
+        self._writing = batch
+        try:
+            await self._write(batch)
+        except StorageFull as error:
+            _log.error("disk full: reports refused", reports=len(batch.reports), why=str(error))
+            batch.durable.set_exception(_storage_full())
+        except OSError as error:
+            _log.exception("sum cannot be written: reports refused", reports=len(batch.reports))
+            batch.durable.set_exception(_storage_failed(error))
+        except asyncio.CancelledError:
+            batch.durable.set_exception(round_interrupted())
+            raise
+        except Exception as error:  # noqa: BLE001 - the callers that wait raise it
+            batch.durable.set_exception(error)
+        else:
+            batch.durable.set_result(None)
+        finally:
+            self._writing = None
+            batch.durable.exception()  # nobody may be waiting any more
+
+    async def _write(self, batch: _Batch) -> None:
+        await asyncio.gather(*batch.additions)
+        before = self._total
+        assert batch.total is not None  # noqa: S101 - a batch is written when it has reports
+        total, snapshot, sum_digest = await asyncio.to_thread(self._seal, before, batch.total)
+        reports = tuple(Report(session, digest) for session, digest in batch.reports.items())
+        now = self._storage.clock.now_milliseconds()
+        event = Accepted(reports, len(self.group.reports) + len(reports), snapshot, sum_digest, now)
+        self._total = total
+        try:
+            await self._persist(event)
+        except BaseException:
+            self._total = before
+            raise
+        self._storage.measures.shared.reports_total.labels(outcome="accepted").inc(len(reports))
+
+    def _seal(self, before: Vector | None, batch: Vector) -> tuple[Vector, bytes, bytes]:
+        """Returns the sum with a batch, the digest of its sealed file, and its own; runs in a thread."""
+        total = batch if before is None else Vector(np.add(before.body, batch.body), np.add(before.tail, batch.tail))
+        snapshot = self._storage.snapshots.put(self.group.group, total)
+        return total, snapshot, digest_of(total.to_bytes())
+
+    async def _persist(self, event: Event) -> None:
+        """Journals an event, then acts on it."""
+        after, effects = groups.step(self.group, event)
+        previous = self.group.snapshot
+        await self._append(CODEC.encode(event))
+        self.group, self.version = after, self.version + 1
+        for effect in effects:
+            match effect:
+                case groups.KeepOnlySnapshot(snapshot=kept) if previous and previous != kept:
+                    await self._delete(previous)
+                case groups.RemoveSnapshots() if previous:
+                    await self._delete(previous)
+        self._changed()
+
+    async def _append(self, encoded: bytes) -> None:
+        """Appends one event, however long the journal is away."""
+        journal, task = self._storage.journal, self.group.config.task
+        while True:
+            try:
+                await journal.append(task, [Append(self.stream, self.version, (encoded,))])
+            except JournalUnavailable:
+                _log.warning("journal away: reports wait", stream=self.stream)
+                await asyncio.sleep(_PAUSE_SECONDS)
+            except StaleWriter as stale:
+                written = await self._written_after(self.version)
+                if written == encoded and stale.actual == self.version + 1:
+                    return  # an earlier attempt was applied, and only its answer was lost
+                self.lost = self._ending = True
+                _log.error("group was taken over", stream=self.stream)
+                raise _taken_over() from stale
+            else:
+                return
+
+    async def _written_after(self, version: int) -> bytes | None:
+        while True:
+            try:
+                recorded = await self._storage.journal.tail(self.group.config.task, self.stream, version, 0)
+            except JournalUnavailable:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return recorded[0].event if recorded else None
+
+    async def _delete(self, snapshot: bytes) -> None:
+        with contextlib.suppress(OSError):  # an unnamed file is removed at the next start
+            await asyncio.to_thread(self._storage.snapshots.delete, snapshot)
+
+    def _refuse_filling(self, refusal: Refusal) -> None:
+        self._filling, batch = self._empty_batch(), self._filling
+        batch.durable.set_exception(refusal)
+        batch.durable.exception()  # nobody may be waiting
+
+    def _empty_batch(self) -> _Batch:
+        return _Batch(asyncio.get_running_loop().create_future())
+
+
+async def _add_in_thread(batch: _Batch, report: Vector) -> None:
+    async with batch.adding:
+        await asyncio.to_thread(batch.add, report)
+
+
+def round_closed() -> Refusal:
+    """Returns the answer to a report that comes too late."""
+    return Refusal(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "ROUND_CLOSED",
+        "The round takes no more reports.",
+        "End the session; the coordinator says when to come back.",
+    )
+
+
+def round_interrupted() -> Refusal:
+    """Returns the answer to reports that are on their way when the aggregator stops."""
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "STOPPING",
+        "The aggregator stops before the report is durable.",
+        "Ask for the upload's status and go on from there.",
+        retry_milliseconds=(1_000, 5_000),
+    )
+
+
+def _storage_full() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "STORAGE_FULL",
+        "The aggregator's disk is full: the report was not kept.",
+        "Upload it again later; the operator frees space or enlarges the disk.",
+        retry_milliseconds=(10_000, 60_000),
+    )
+
+
+def _storage_failed(error: OSError) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "STORAGE_FAILED",
+        f"The aggregator's disk does not write ({error.strerror}): the report was not kept.",
+        "Upload it again later; the operator looks at the disk.",
+        retry_milliseconds=(10_000, 60_000),
+    )
+
+
+def _taken_over() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.ABORTED,
+        "GROUP_MOVED",
+        "Another aggregator holds the group now.",
+        "Join again.",
+    )

@@ -1,0 +1,260 @@
+"""The service `Sums`: the coordinator's hand on the aggregators.
+
+Rules: every call may be repeated, with the same outcome. `Merge` changes nothing but the blob store, and what it writes
+follows from its arguments alone, so a merge that is repeated (elsewhere, or after a crash) gives the same digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrecon.aggregator import optimizers
+from fedrecon.aggregator.attempts import Attempt, Attempts
+from fedrecon.aggregator.groups import Phase
+from fedrecon.aggregator.ingest import Staging
+from fedrecon.aggregator.measures import Measures
+from fedrecon.aggregator.merging import (
+    ClosedSum,
+    MismatchedCheckpointError,
+    NotFiniteError,
+    RoundSum,
+    apply,
+    combine,
+)
+from fedrecon.aggregator.messages import config_of, malformed, progress_of
+from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError
+from fedrecon.aggregator.secure_sum import DamagedSumError
+from fedrecon.aggregator.summing import Summing
+from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
+from fedrecon.ops.boundary import Refusal
+from fedrecon.v1.aggregator_pb2 import (
+    CloseRequest,
+    CloseResponse,
+    MergeRequest,
+    MergeResponse,
+    OpenRequest,
+    OpenResponse,
+    WatchRequest,
+    WatchResponse,
+)
+from fedrecon.v1.aggregator_pb2_grpc import SumsServicer
+from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.wire.tensors import MalformedTensorsError, read_safetensors, write_safetensors
+
+
+class SumsService(SumsServicer):
+    """Answers coordinators.
+
+    Args:
+        attempts: the sums.
+        staging: uploads on their way.
+        blobs: checkpoints and optimizer states.
+        target: where devices reach this aggregator, `host:port`.
+        measures: what is counted.
+        stopping: set when the process ends: watchers are sent away.
+    """
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        staging: Staging,
+        blobs: BlobStore,
+        target: str,
+        measures: Measures,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._attempts = attempts
+        self._staging = staging
+        self._blobs = blobs
+        self._target = target
+        self._measures = measures
+        self._stopping = stopping
+
+    async def Open(self, request: OpenRequest, context: Any) -> OpenResponse:  # noqa: N802 - the contract's name
+        """Opens the groups of an attempt."""
+        del context
+        attempt = await self._attempts.open(config_of(request, self._staging.limit_bytes))
+        return OpenResponse(groups=[one.group.group for one in attempt.summings], aggregator=self._target)
+
+    async def Close(self, request: CloseRequest, context: Any) -> CloseResponse:  # noqa: N802
+        """Ends the attempt's uploads, or gives the attempt up."""
+        del context
+        attempt = self._attempts.find(request.round)
+        await asyncio.gather(*(one.end(discard=request.discard) for one in attempt.summings))
+        self._staging.drop_attempt(attempt.config.task, attempt.config.round, attempt.config.attempt)
+        return CloseResponse(groups=progress_of(attempt))
+
+    async def Watch(self, request: WatchRequest, context: Any) -> AsyncIterator[WatchResponse]:  # noqa: N802
+        """Streams an attempt's progress."""
+        del context
+        attempt = self._attempts.find(request.round)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while True:
+                version = attempt.version
+                yield WatchResponse(groups=progress_of(attempt))
+                if attempt.ended:
+                    return
+                change = asyncio.create_task(attempt.changed(version))
+                await asyncio.wait({change, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+                if stopping.done():
+                    return
+        finally:
+            stopping.cancel()
+
+    async def Merge(self, request: MergeRequest, context: Any) -> MergeResponse:  # noqa: N802
+        """Makes a new checkpoint out of closed groups."""
+        del context
+        attempt = self._attempts.find(request.round)
+        summings = _closed_groups(attempt, request)
+        optimizer = _optimizer_of(attempt, request)
+        try:
+            sums = [ClosedSum(await one.read_sum(), len(one.group.reports)) for one in summings]
+            round_sum = await asyncio.to_thread(combine, sums, attempt.config)
+        except DamagedSumError as error:
+            raise Refusal(
+                grpc.StatusCode.DATA_LOSS,
+                "DAMAGED_SUM",
+                f"Nothing is merged: {error}.",
+                "Discard the attempt and open the next; look for what writes to the aggregator's folder.",
+            ) from error
+        if round_sum.reports < max(1, request.minimum_reports):
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "TOO_FEW_REPORTS",
+                f"The sums hold {round_sum.reports} reports; {request.minimum_reports} are wanted.",
+                "Discard the attempt and open the next.",
+            )
+        response = MergeResponse(
+            reports=round_sum.reports,
+            weight=round_sum.weight,
+            metric_sums=round_sum.metric_sums,
+            update_norm=round_sum.update_norm,
+            sum_digest=round_sum.sum_digest,
+        )
+        await asyncio.to_thread(self._write, request, round_sum, optimizer, response)
+        if optimizer is not None:
+            self._measures.update_norm.labels(task=request.round.task).set(round_sum.update_norm)
+        return response
+
+    def _write(
+        self, request: MergeRequest, round_sum: RoundSum, optimizer: Optimizer | None, response: MergeResponse
+    ) -> None:
+        """Writes checkpoint and state, and says which they are; runs in a thread."""
+        if optimizer is None:  # an evaluation: all stays as it was
+            response.checkpoint.CopyFrom(self._reference(request.checkpoint_digest))
+            if request.optimizer_state_digest:
+                response.optimizer_state.CopyFrom(self._reference(request.optimizer_state_digest))
+            return
+        checkpoint = self._read(request.checkpoint_digest, "checkpoint")
+        state = None
+        if request.optimizer_state_digest:
+            state = self._read(request.optimizer_state_digest, "optimizer state")
+        try:
+            after, kept = apply(round_sum, checkpoint, optimizer, state)
+        except (MismatchedCheckpointError, OptimizerStateMismatchError) as error:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "STATE_MISMATCH",
+                f"Nothing is merged: {error}.",
+                "Name the checkpoint, the state and the optimizer that belong together.",
+            ) from error
+        except NotFiniteError as error:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "NOT_FINITE",
+                f"Nothing is merged: {error}.",
+                "Discard the attempt, and change the task's rates before the next.",
+            ) from error
+        response.checkpoint.CopyFrom(self._put(after))
+        response.optimizer_state.CopyFrom(self._put(kept))
+
+    def _read(self, digest: bytes, what: str) -> dict[str, NDArray[Any]]:
+        try:
+            return read_safetensors(self._blobs.read(digest))
+        except (BlobMissing, ValueError) as error:
+            if isinstance(error, MalformedTensorsError):
+                raise malformed(f"the {what} is no safetensors file: {error}") from error
+            raise _unknown_blob(digest, what) from error
+        except CorruptBlob as error:
+            raise Refusal(
+                grpc.StatusCode.DATA_LOSS,
+                "CORRUPT_BLOB",
+                f"The {what} {digest.hex()} is damaged.",
+                "Put it into the blob store again, and check the disk.",
+            ) from error
+
+    def _reference(self, digest: bytes) -> BlobReference:
+        size = self._blobs.size(digest)
+        if size is None:
+            raise _unknown_blob(digest, "checkpoint")
+        return BlobReference(digest=digest, size=size)
+
+    def _put(self, tensors: dict[str, NDArray[Any]] | dict[str, NDArray[np.float32]]) -> BlobReference:
+        content = write_safetensors(tensors)
+        return BlobReference(digest=self._blobs.put(content), size=len(content))
+
+
+def _closed_groups(attempt: Attempt, request: MergeRequest) -> Sequence[Summing]:
+    """Returns the groups to be merged, in the attempt's order whatever the request's.
+
+    Raises:
+        Refusal: one is unknown, named twice, not closed, or of another plan or checkpoint.
+    """
+    if not request.groups or len(set(request.groups)) != len(request.groups):
+        raise malformed("a merge names at least one group, and each once")
+    config = attempt.config
+    if (request.plan_digest, request.checkpoint_digest) != (config.plan_digest, config.checkpoint_digest):
+        raise Refusal(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "STATE_MISMATCH",
+            "The attempt was opened for another plan or checkpoint.",
+            "Name those of its opening.",
+        )
+    chosen = sorted((attempt.find(group) for group in request.groups), key=attempt.summings.index)
+    for summing in chosen:
+        if summing.group.phase is not Phase.CLOSED:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "GROUP_NOT_CLOSED",
+                f"Group {summing.group.group.hex()} is {summing.group.phase.name}.",
+                "Merge closed groups only.",
+            )
+    return chosen
+
+
+def _optimizer_of(attempt: Attempt, request: MergeRequest) -> Optimizer | None:
+    """Returns the server optimizer; None for an evaluation.
+
+    Raises:
+        Refusal: its numbers make no sense, or the round wants noise that this version cannot add.
+    """
+    if request.privacy.noise_multiplier:
+        raise Refusal(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "PRIVACY_NOT_AVAILABLE",
+            "The round wants differential privacy, which this aggregator cannot give: nothing is merged without it.",
+            "Take the privacy out of the task, knowingly, or run a version that has it.",
+        )
+    if not attempt.config.segments:
+        return None
+    try:
+        return optimizers.from_message(request.optimizer)
+    except ValueError as error:
+        raise malformed(f"the server optimizer: {error}") from error
+
+
+def _unknown_blob(digest: bytes, what: str) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.NOT_FOUND,
+        "UNKNOWN_BLOB",
+        f"The {what} {digest.hex()} is not in the blob store.",
+        "Give coordinator and aggregator the same FEDRECON_BLOBS_URL.",
+    )
