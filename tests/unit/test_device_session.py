@@ -1,0 +1,511 @@
+"""The core of a participation, driven by hand: every answer is scripted, nothing waits and nothing is sent."""
+
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from fedrecon.device_sdk.blob_cache import BlobCache
+from fedrecon.device_sdk.calling import Patience
+from fedrecon.device_sdk.errors import CallFailedError
+from fedrecon.device_sdk.floors import Floors, read_floors
+from fedrecon.device_sdk.participation import Fate, Outcome
+from fedrecon.device_sdk.requests import Call, Compute, Fetch, Sleep, Upload
+from fedrecon.device_sdk.session import Circumstances, Ending, take_part
+from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
+from fedrecon.v1.aggregator_pb2 import (
+    JoinRequest,
+    JoinResponse,
+    UploadRequest,
+    UploadResponse,
+    UploadStatusRequest,
+    UploadStatusResponse,
+)
+from fedrecon.v1.blobs_pb2 import FetchRequest
+from fedrecon.v1.common_pb2 import Chunk, RetryWindow, RetryWindows
+from fedrecon.v1.coordinator_pb2 import (
+    Assignment,
+    CheckInRequest,
+    CheckInResponse,
+    FinishSessionRequest,
+    FinishSessionResponse,
+    Rejection,
+    Ticket,
+)
+from fedrecon.wire import chunks
+from fedrecon.wire.digests import digest_of
+
+bundle = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("device_bundle.py"))))
+
+PUBLISHER = bundle.PUBLISHER.public_key().public_bytes_raw().hex()
+WINDOWS = RetryWindows(
+    accepted=RetryWindow(min_milliseconds=1000, max_milliseconds=3000),
+    rejected=RetryWindow(min_milliseconds=10_000, max_milliseconds=20_000),
+)
+LOST = CallFailedError("connection reset", code="UNAVAILABLE")
+
+
+class Examples:
+    """Seven ratings, one of them of an unknown film."""
+
+    def count(self) -> int:
+        return 7
+
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        keys = ["film-4", "film-1", "film-9", "film-0", "film-1", "film-2", "film-4"]
+        return {"item": np.array(keys), "rating": np.array([5, 1, 2, 3, 4, 0.5, 1])}
+
+
+class Services:
+    """Plays coordinator, blob store and aggregator; `lose` names calls whose answers are lost, in order."""
+
+    def __init__(
+        self,
+        plan: Any,
+        assignment: Assignment,
+        lose: Sequence[str] = (),
+        refuse: Mapping[str, CallFailedError] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.assignment = assignment
+        self.lose = list(lose)
+        self.refuse = refuse or {}
+        self.now = 0.0
+        self.calls: list[tuple[str, bytes]] = []
+        self.received = bytearray()
+        self.acknowledged = False
+        self.upload_breaks_at: int | None = None
+        self.fetch_breaks_at: int | None = None
+        self.damaged: dict[bytes, bytes] = {}
+        self.check_ins = [CheckInResponse(assignment=assignment, retry_windows=WINDOWS, minimum_examples=2)]
+        self.finish = FinishSessionResponse(fate=coordinator_pb2.REPORT_FATE_PENDING, retry_windows=WINDOWS)
+        self.finished = FinishSessionRequest()
+        self.sleeps: list[float] = []
+        self.sent: list[bytes] = []
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    def bodies(self, wanted: str) -> list[bytes]:
+        return [body for name, body in self.calls if name == wanted]
+
+    def answer(self, request: Any) -> Any:
+        match request:
+            case Compute():
+                return request.function()
+            case Sleep():
+                self.sleeps.append(request.seconds)
+                self.now += request.seconds
+                return None
+            case Fetch():
+                return self.fetch(request)
+            case Upload():
+                return self.upload(request)
+            case Call():
+                return self.call(request)
+        raise AssertionError(request)
+
+    def call(self, request: Any) -> Message:
+        name = request.method.name
+        self.calls.append((name, request.body))
+        self.sent.append(request.body)
+        self.now += 0.01
+        if name in self.refuse:
+            raise self.refuse[name]
+        answer: Message = getattr(self, name)(request.body)
+        if name in self.lose:  # the service acted, the device never hears of it
+            self.lose.remove(name)
+            raise LOST
+        return answer
+
+    def CheckIn(self, body: bytes) -> CheckInResponse:  # noqa: N802
+        CheckInRequest.FromString(body)
+        return self.check_ins.pop(0) if len(self.check_ins) > 1 else self.check_ins[0]
+
+    def FinishSession(self, body: bytes) -> FinishSessionResponse:  # noqa: N802
+        self.finished = FinishSessionRequest.FromString(body)
+        return self.finish
+
+    def Join(self, body: bytes) -> JoinResponse:  # noqa: N802
+        assert JoinRequest.FromString(body).proof.round_token == b"a round token"
+        return JoinResponse(group=b"g" * 16, phase=aggregator_pb2.GROUP_PHASE_UPLOADING)
+
+    def UploadStatus(self, body: bytes) -> UploadStatusResponse:  # noqa: N802
+        assert UploadStatusRequest.FromString(body).group == b"g" * 16
+        return UploadStatusResponse(
+            phase=aggregator_pb2.GROUP_PHASE_UPLOADING,
+            received_bytes=len(self.received),
+            acknowledged=self.acknowledged,
+        )
+
+    def fetch(self, request: Any) -> None:
+        question = FetchRequest.FromString(request.body)
+        self.calls.append(("Fetch", request.body))
+        self.sent.append(request.body)
+        if "Fetch" in self.refuse:
+            raise self.refuse["Fetch"]
+        content = self.damaged.get(question.digest, self.plan.blobs[question.digest])
+        for chunk in chunks.cut(content, question.offset, size=100):
+            if self.fetch_breaks_at is not None and chunk.offset >= self.fetch_breaks_at:
+                self.fetch_breaks_at = None
+                raise LOST
+            request.take(chunk)
+
+    def upload(self, request: Any) -> UploadResponse:
+        self.calls.append(("Upload", b""))
+        parts = [UploadRequest.FromString(part) for part in request.parts()]
+        self.sent.extend(request.parts())
+        assert parts[0].header.offset == len(self.received)
+        if "Upload" in self.refuse:
+            raise self.refuse["Upload"]
+        for part in parts[1:]:
+            data = chunks.take(part.chunk, len(self.received), parts[0].header.size)
+            if self.upload_breaks_at is not None:
+                self.received.extend(data[: self.upload_breaks_at])
+                self.upload_breaks_at = None
+                raise LOST
+            self.received.extend(data)
+        assert digest_of(self.received) == parts[0].header.digest
+        self.acknowledged = True
+        if "Upload" in self.lose:
+            self.lose.remove("Upload")
+            raise LOST
+        return UploadResponse(digest=parts[0].header.digest, phase=aggregator_pb2.GROUP_PHASE_UPLOADING)
+
+
+def circumstances(services: Services, **changes: Any) -> Circumstances:
+    settings: dict[str, Any] = {
+        "coordinator": "coordinator:1",
+        "population": "films",
+        "floors": read_floors([PUBLISHER], "allowed", 5),
+        "device_key": bytes(32),
+        "examples": Examples(),
+        "minimum_examples": 0,
+        "cache": BlobCache(),
+        "entropy": lambda count: bytes([7]) * count,
+        "clock": lambda: services.now,
+        "wall_clock": lambda: 1_700_000_000 + services.now,
+        "patience": Patience(attempts=4),
+    }
+    return Circumstances(**(settings | changes))
+
+
+def play(services: Services, **changes: Any) -> Ending:
+    core = take_part(circumstances(services, **changes))
+    try:
+        request = next(core)
+        while True:
+            try:
+                answer = services.answer(request)
+            except Exception as error:  # noqa: BLE001
+                request = core.throw(error)
+            else:
+                request = core.send(answer)
+    except StopIteration as end:
+        ending: Ending = end.value
+        return ending
+
+
+@pytest.fixture(scope="module")
+def plan() -> Any:
+    return bundle.make_plan()
+
+
+@pytest.fixture
+def services(plan: Any) -> Services:
+    return Services(plan, bundle.make_assignment(plan))
+
+
+def test_a_device_takes_part(services: Services) -> None:
+    ending = play(services)
+    participation = ending.participation
+    assert participation.outcome is Outcome.UPLOADED
+    assert participation.shape == services.finished.shape == "-v[]+^"
+    assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_UPLOADED
+    assert participation.fate is Fate.PENDING
+    assert (participation.task, participation.round, participation.attempt) == ("films", 3, 1)
+    assert participation.unknown_keys == ("film-9",)
+    assert participation.examples == 2
+    assert participation.retry_after_seconds is not None
+    assert 1 <= participation.retry_after_seconds <= 3
+    assert ending.minimum_examples == 2
+    assert len(services.received) == (12 + 1) * 4 + 3 * 8
+
+
+def test_the_uploaded_bytes_follow_from_the_seeds(plan: Any) -> None:
+    uploads = []
+    for lose in ([], ["CheckIn", "Join", "UploadStatus", "Upload"]):
+        services = Services(plan, bundle.make_assignment(plan), lose)
+        play(services)
+        uploads.append(bytes(services.received))
+    assert uploads[0] == uploads[1]
+
+
+@pytest.mark.parametrize("name", ["CheckIn", "Join", "UploadStatus", "FinishSession"])
+def test_a_lost_answer_is_asked_for_again_with_the_same_bytes(plan: Any, name: str) -> None:
+    services = Services(plan, bundle.make_assignment(plan), [name])
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    bodies = services.bodies(name)
+    assert len(bodies) == 2
+    assert bodies[0] == bodies[1]
+
+
+def test_a_lost_acknowledgement_is_found_by_asking_for_the_status(plan: Any) -> None:
+    services = Services(plan, bundle.make_assignment(plan), ["Upload"])
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    assert services.names().count("Upload") == 1
+    assert services.names().count("UploadStatus") == 2
+
+
+def test_a_broken_upload_goes_on_where_it_stopped(services: Services) -> None:
+    services.upload_breaks_at = 10
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    assert services.names().count("Upload") == 2
+
+
+def test_a_broken_download_goes_on_where_it_stopped(services: Services, plan: Any) -> None:
+    services.fetch_breaks_at = 300
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    questions = [FetchRequest.FromString(body) for body in services.bodies("Fetch")]
+    assert [each.offset for each in questions if each.digest == plan.digest] == [0, 300]
+
+
+def test_a_download_goes_on_in_a_later_participation(services: Services, tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path)
+    services.fetch_breaks_at = 300
+    assert play(services, cache=cache, patience=Patience(attempts=1)).participation.outcome is Outcome.UNREACHABLE
+    assert play(services, cache=BlobCache(tmp_path)).participation.outcome is Outcome.UPLOADED
+    offsets = [FetchRequest.FromString(body).offset for body in services.bodies("Fetch")]
+    assert offsets[:2] == [0, 300]
+
+
+def test_blobs_in_the_cache_are_not_fetched_again(services: Services) -> None:
+    cache = BlobCache()
+    play(services, cache=cache)
+    again = Services(services.plan, services.assignment)
+    assert play(again, cache=cache).participation.outcome is Outcome.UPLOADED
+    assert "Fetch" not in again.names()
+
+
+def test_a_damaged_cache_file_is_fetched_again(services: Services, plan: Any, tmp_path: Path) -> None:
+    play(services, cache=BlobCache(tmp_path))
+    (tmp_path / plan.digest.hex()).write_bytes(b"damaged")
+    again = Services(plan, services.assignment)
+    assert play(again, cache=BlobCache(tmp_path)).participation.outcome is Outcome.UPLOADED
+    assert [FetchRequest.FromString(body).digest for body in again.bodies("Fetch")] == [plan.digest]
+
+
+def test_a_blob_with_another_digest_is_refused(services: Services, plan: Any) -> None:
+    right = plan.blobs[plan.manifest.initial_checkpoint.digest]
+    services.damaged = {plan.manifest.initial_checkpoint.digest: right[:-1] + b"\x01"}
+    participation = play(services).participation
+    assert participation.outcome is Outcome.FAILED
+    assert participation.reason == "DAMAGED_BLOB"
+    assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_LOCAL_FAILED
+    assert participation.shape == "-!"
+
+
+def test_a_damaged_chunk_is_fetched_again(services: Services) -> None:
+    damaged = iter([Chunk(offset=0, data=b"x", digest=bytes(32))])
+    honest = services.fetch
+
+    def fetch(request: Any) -> None:
+        for chunk in damaged:
+            request.take(chunk)
+        honest(request)
+
+    services.fetch = fetch  # type: ignore[method-assign]
+    assert play(services).participation.outcome is Outcome.UPLOADED
+
+
+def test_a_rejection_tells_when_to_come_back(services: Services) -> None:
+    rejection = Rejection(reason=coordinator_pb2.REJECTION_REASON_FULL, message="the cohort is complete")
+    services.check_ins = [CheckInResponse(rejection=rejection, retry_windows=WINDOWS, minimum_examples=9)]
+    ending = play(services)
+    assert ending.participation.outcome is Outcome.REJECTED
+    assert ending.participation.reason == "FULL"
+    assert ending.participation.retry_after_seconds is not None
+    assert 10 <= ending.participation.retry_after_seconds <= 20
+    assert ending.minimum_examples == 9
+    assert services.names() == ["CheckIn"]
+
+
+def test_a_ticket_keeps_the_devices_place(services: Services) -> None:
+    services.check_ins.insert(0, CheckInResponse(ticket=Ticket(ticket=b"place", wait_milliseconds=4000)))
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    assert services.sleeps == [4.0]
+    assert [CheckInRequest.FromString(body).ticket for body in services.bodies("CheckIn")] == [b"", b"place"]
+
+
+def test_a_device_with_too_few_examples_does_not_check_in(services: Services) -> None:
+    participation = play(services, minimum_examples=8).participation
+    assert participation.outcome is Outcome.TOO_FEW_EXAMPLES
+    assert len(participation.receipt) == 0
+    assert services.calls == []
+
+
+def test_a_device_whose_examples_are_unknown_says_it_is_not_eligible(plan: Any) -> None:
+    work = task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES, minimum_examples=7)
+    services = Services(plan, bundle.make_assignment(plan, work=work))
+    assert play(services).participation.outcome is Outcome.TOO_FEW_EXAMPLES
+    assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_NOT_ELIGIBLE
+
+
+@pytest.mark.parametrize(
+    ("floors", "change", "reason"),
+    [
+        (read_floors([PUBLISHER], "required", 5), {}, "SECURE_SUM_REQUIRED"),
+        (read_floors([PUBLISHER], "allowed", 6), {}, "GROUP_TOO_SMALL"),
+        (read_floors(["ab" * 32], "allowed", 5), {}, "UNTRUSTED_PLAN"),
+        (read_floors([PUBLISHER], "allowed", 5), {"session": b"short"}, "MALFORMED_ASSIGNMENT"),
+        (read_floors([PUBLISHER], "allowed", 5), {"kind": 0}, "MALFORMED_ASSIGNMENT"),
+        (
+            read_floors([PUBLISHER], "required", 5),
+            {"secure_sum": task_pb2.SecureSum(protocol=task_pb2.SUM_PROTOCOL_SECAGG_PLUS, minimum_group=5)},
+            "UNKNOWN_PROTOCOL",
+        ),
+    ],
+)
+def test_an_assignment_below_the_floors_is_refused_before_anything_is_fetched(
+    plan: Any, floors: Floors, change: dict[str, Any], reason: str
+) -> None:
+    services = Services(plan, bundle.make_assignment(plan, **change))
+    participation = play(services, floors=floors).participation
+    assert participation.outcome is Outcome.REFUSED
+    assert participation.reason == reason
+    assert services.names() == ["CheckIn", "FinishSession"]
+    assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_REFUSED
+
+
+@pytest.mark.parametrize("floors", [read_floors([PUBLISHER], "allowed", 5), read_floors([], "allowed", 5)])
+def test_a_plan_with_a_forged_signature_is_refused(plan: Any, floors: Floors) -> None:
+    assignment = bundle.make_assignment(plan)
+    assignment.signature.signature = bytes(64)
+    participation = play(Services(plan, assignment), floors=floors).participation
+    assert (participation.outcome, participation.reason) == (Outcome.REFUSED, "UNTRUSTED_PLAN")
+
+
+def test_an_unsigned_plan_runs_only_where_the_app_trusts_any(plan: Any) -> None:
+    assignment = bundle.make_assignment(plan)
+    assignment.ClearField("signature")
+    refused = play(Services(plan, assignment)).participation
+    assert (refused.outcome, refused.reason) == (Outcome.REFUSED, "UNTRUSTED_PLAN")
+    anyone = play(Services(plan, assignment), floors=read_floors([], "allowed", 5)).participation
+    assert anyone.outcome is Outcome.UPLOADED
+
+
+@pytest.mark.parametrize("name", ["Join", "UploadStatus", "Upload"])
+def test_a_closed_round_is_too_late(plan: Any, name: str) -> None:
+    closed = CallFailedError("the round is closed", code="FAILED_PRECONDITION", reason="ROUND_CLOSED")
+    services = Services(plan, bundle.make_assignment(plan), refuse={name: closed})
+    participation = play(services).participation
+    assert (participation.outcome, participation.reason) == (Outcome.TOO_LATE, "ROUND_CLOSED")
+    assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_TOO_LATE
+    assert participation.shape.endswith("#")
+    assert participation.retry_after_seconds is not None
+    assert 1 <= participation.retry_after_seconds <= 3
+
+
+def test_a_group_that_went_on_is_too_late(services: Services) -> None:
+    def aborted(body: bytes) -> UploadStatusResponse:
+        assert UploadStatusRequest.FromString(body).group == b"g" * 16
+        return UploadStatusResponse(phase=aggregator_pb2.GROUP_PHASE_ABORTED)
+
+    services.UploadStatus = aborted  # type: ignore[method-assign]
+    participation = play(services).participation
+    assert (participation.outcome, participation.reason) == (Outcome.TOO_LATE, "GROUP_ABORTED")
+
+
+def test_a_refusal_that_is_not_about_time_fails(plan: Any) -> None:
+    refused = CallFailedError("the token is forged", code="INVALID_ARGUMENT", reason="BAD_TOKEN")
+    services = Services(plan, bundle.make_assignment(plan), refuse={"Join": refused})
+    participation = play(services).participation
+    assert (participation.outcome, participation.reason) == (Outcome.FAILED, "BAD_TOKEN")
+    assert services.names().count("Join") == 1
+
+
+def test_work_that_takes_longer_than_the_report_is_waited_for_is_too_late(services: Services) -> None:
+    join = services.Join
+
+    def slow(body: bytes) -> JoinResponse:
+        services.now += 100
+        return join(body)
+
+    services.Join = slow  # type: ignore[method-assign]
+    participation = play(services).participation
+    assert (participation.outcome, participation.reason) == (Outcome.TOO_LATE, "TOO_LATE")
+    assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_UPLOAD_TIMEOUT
+
+
+def test_an_unreachable_coordinator_is_an_outcome(plan: Any) -> None:
+    services = Services(plan, bundle.make_assignment(plan), refuse={"CheckIn": LOST})
+    participation = play(services).participation
+    assert participation.outcome is Outcome.UNREACHABLE
+    assert services.names() == ["CheckIn"] * 4
+    assert services.sleeps == sorted(services.sleeps)
+
+
+def test_a_report_stays_a_report_when_the_session_cannot_be_ended(plan: Any) -> None:
+    services = Services(plan, bundle.make_assignment(plan), refuse={"FinishSession": LOST})
+    participation = play(services).participation
+    assert (participation.outcome, participation.fate) == (Outcome.UPLOADED, Fate.PENDING)
+
+
+def test_an_update_that_is_not_finite_reports_nothing() -> None:
+    class Huge(Examples):
+        def columns(self) -> Mapping[str, NDArray[Any]]:
+            return {**super().columns(), "rating": np.full(7, 5.0)}
+
+    diverging = bundle.make_plan(initial=3e38)
+    services = Services(diverging, bundle.make_assignment(diverging))
+    participation = play(services, examples=Huge()).participation
+    assert (participation.outcome, participation.reason) == (Outcome.FAILED, "DIVERGED")
+    assert services.received == b""
+    assert "Join" not in services.names()
+    assert services.finished.shape == "-v[!"
+
+
+def test_an_evaluation_reports_only_metric_sums(plan: Any) -> None:
+    services = Services(plan, bundle.make_assignment(plan, kind=coordinator_pb2.SESSION_KIND_EVALUATE))
+    participation = play(services).participation
+    assert participation.outcome is Outcome.UPLOADED
+    assert len(services.received) == 3 * 8
+    (upload,) = [each for each in participation.receipt if each.message == "Upload"]
+    assert "user vector" not in upload.reveals
+
+
+def test_the_receipt_has_a_line_for_all_that_left(services: Services) -> None:
+    receipt = play(services).participation.receipt
+    assert [departure.message for departure in receipt] == services.names()
+    assert receipt.bytes == sum(map(len, services.sent))
+    (upload,) = [departure for departure in receipt if departure.message == "Upload"]
+    assert upload.digest == digest_of(services.received).hex()
+    assert "reveals the user vector" in upload.reveals
+    assert upload.recipient == "aggregator:1"
+    assert "Upload to aggregator:1" in str(receipt)
+
+
+def test_one_device_of_a_process_fetches_while_the_others_wait(services: Services, plan: Any) -> None:
+    cache = BlobCache()
+    both = [services, Services(plan, services.assignment)]
+    both[1].calls = services.calls
+    cores = [take_part(circumstances(each, cache=cache)) for each in both]
+    outcomes: list[Outcome] = []
+    waiting = {number: next(core) for number, core in enumerate(cores)}
+    while waiting:
+        for number, request in list(waiting.items()):
+            try:
+                waiting[number] = cores[number].send(both[number].answer(request))
+            except StopIteration as end:
+                del waiting[number]
+                outcomes.append(end.value.participation.outcome)
+    digests = [FetchRequest.FromString(body).digest for body in services.bodies("Fetch")]
+    assert len(digests) == len(set(digests))
+    assert outcomes == [Outcome.UPLOADED, Outcome.UPLOADED]
+    assert services.received == both[1].received
