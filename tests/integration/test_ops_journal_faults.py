@@ -14,7 +14,7 @@ import redis.asyncio
 
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
-from fedrecon.ops.journal import Append, DurabilityRefused, JournalUnavailable, Recorded, StaleWriter
+from fedrecon.ops.journal import Append, DurabilityRefused, JournalUnavailable, Recorded, StaleWriter, shared_connection
 from fedrecon.ops.journal.redis import RedisJournal
 
 LONG = 60_000
@@ -109,6 +109,39 @@ async def test_a_lost_answer_is_success_even_if_others_wrote_or_took_the_lease_s
     await other.close()
 
 
+async def test_a_lost_answer_is_success_even_if_the_events_were_compacted_since(server: EmbeddedValkey) -> None:
+    journal = await RedisJournal.connect(server.url)
+    shared = journal._shared
+    run = shared.run
+
+    async def run_twice(script: str, keys: list[str], *arguments: bytes | str | int) -> object:
+        await run(script, keys, *arguments)
+        shared.run = run  # type: ignore[method-assign]
+        await journal.compact("task", "round", 2, b"ab")
+        return await run(script, keys, *arguments)
+
+    shared.run = run_twice  # type: ignore[method-assign]
+    await journal.append("task", [Append("round", 0, (b"a", b"b"))])
+    assert (await journal.load("task", "round")).version == 2
+    await journal.close()
+
+
+async def test_an_append_repeated_while_the_server_hung_is_applied_once(
+    server: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_connection, "_ANSWER_SECONDS", 0.1)
+    journal = await RedisJournal.connect(server.url, patience_seconds=10)
+    os.kill(server.pid, signal.SIGSTOP)
+    appending = asyncio.gather(*(journal.append("task", [Append(f"stream/{n}", 0, (b"a",))]) for n in range(10)))
+    await asyncio.sleep(0.4)
+    assert not appending.done()
+    os.kill(server.pid, signal.SIGCONT)  # it finds the batch several times in its buffers
+    await appending
+    for n in range(10):
+        assert (await journal.load("task", f"stream/{n}")).events == (Recorded(1, b"a"),)
+    await journal.close()
+
+
 async def test_a_remembered_key_or_lease_whose_answer_was_lost_is_still_new(line: LossyLine) -> None:
     journal = await RedisJournal.connect(line.url, patience_seconds=10)
     line.lose_answers(2)
@@ -156,10 +189,10 @@ async def test_writers_outlast_kill_9_and_restart_of_the_server_without_loss(ser
 
 
 async def test_a_server_that_stays_away_is_reported_after_the_patience(server: EmbeddedValkey) -> None:
-    journal = await RedisJournal.connect(server.url, patience_seconds=0.3)
+    journal = await RedisJournal.connect(server.url, patience_seconds=0.1)
     server.stop()
     async with asyncio.timeout(5):
-        with pytest.raises(JournalUnavailable, match=r"did nothing for 0\.3 s.*see that the server runs"):
+        with pytest.raises(JournalUnavailable, match=r"did nothing for 0\.1 s.*see that the server runs"):
             await journal.append("task", [Append("round", 0, (b"a",))])
     server.start()
     await journal.append("task", [Append("round", 0, (b"a",))])
@@ -167,7 +200,7 @@ async def test_a_server_that_stays_away_is_reported_after_the_patience(server: E
 
 
 async def test_a_replica_is_refused_until_it_is_a_primary(server: EmbeddedValkey) -> None:
-    journal = await RedisJournal.connect(server.url, patience_seconds=0.3)
+    journal = await RedisJournal.connect(server.url, patience_seconds=0.1)
     promoting = await RedisJournal.connect(server.url)
     await promoting._shared.call("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(JournalUnavailable, match="replica"):
@@ -191,10 +224,10 @@ async def test_an_address_where_nobody_listens_is_reported_without_its_password(
 
 
 async def test_each_caller_is_patient_for_itself(server: EmbeddedValkey) -> None:
-    journal = await RedisJournal.connect(server.url, patience_seconds=1.0)
+    journal = await RedisJournal.connect(server.url, patience_seconds=0.5)
     server.stop()
     early = asyncio.create_task(journal.append("task", [Append("early", 0, (b"a",))]))
-    await asyncio.sleep(0.9)
+    await asyncio.sleep(0.4)
     late = asyncio.create_task(journal.append("task", [Append("late", 0, (b"a",))]))
     with pytest.raises(JournalUnavailable):
         await early
@@ -227,7 +260,7 @@ async def test_a_server_that_could_lose_events_is_refused(server: EmbeddedValkey
 
 
 async def test_a_server_without_memory_left_is_reported_and_applies_nothing(server: EmbeddedValkey) -> None:
-    journal = await RedisJournal.connect(server.url, patience_seconds=0.3)
+    journal = await RedisJournal.connect(server.url, patience_seconds=0.1)
     await journal._shared.call("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(JournalUnavailable, match=r"maxmemory.*memory left"):
         await journal.append("task", [Append("round", 0, (b"a",)), Append("group", 0, (b"a",))])

@@ -3,7 +3,7 @@
 Layout, all keys of a task under one hash tag so that a cluster keeps them together:
 
 - `fedrecon:{TASK}:streams`: sorted set of the names of its streams
-- `fedrecon:{TASK}:head:STREAM`: hash of `version`, `snapshot`, `snapshot_version`
+- `fedrecon:{TASK}:head:STREAM`: hash of `version`, `batch` (id of the last append), `snapshot`, `snapshot_version`
 - `fedrecon:{TASK}:events:STREAM`: Redis stream whose entry `V-0` is the event of version V
 - `fedrecon:{TASK}:lease:NAME`, `fedrecon:{TASK}:token`: leases, and the counter their tokens come from
 - `fedrecon:{TASK}:remembered:KEY`: one string per remembered key, which Redis expires
