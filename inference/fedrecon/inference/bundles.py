@@ -91,6 +91,21 @@ class Bundle:
             )
         return items[0]
 
+    def vocabulary(self, newer: Mapping[str, BlobReference]) -> BlobReference:
+        """Returns the vocabulary of what is recommended: the task's newer one, or the plan's.
+
+        Args:
+            newer: vocabularies that the task carries, by name.
+
+        Raises:
+            NotExportableError: the plan recommends nothing, or neither names the vocabulary.
+        """
+        name = self.item_field().vocabulary
+        for vocabularies in (newer, self.manifest.vocabularies):
+            if name in vocabularies:
+                return vocabularies[name]
+        raise NotExportableError(f"neither the task nor plan {self.manifest.name!r} has a vocabulary {name!r}")
+
 
 def read_bundle(manifest_bytes: bytes, fetch: Fetch) -> Bundle:
     """Returns a plan whose parts are fetched by digest.

@@ -15,19 +15,20 @@ parts give equal bytes. How a user is reconstructed is in `reconstructing`, what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper
 
 from fedrecon.inference.bundles import Arrays, Bundle, NotExportableError
 from fedrecon.inference.composing import CompositionError, Drawing
 from fedrecon.inference.ranking import COUNT, EXCLUDED, ROWS, SCORES, draw_ranking, draw_scores, reserved_names
 from fedrecon.inference.reconstructing import ReconstructionDrawing, onnx_types
+from fedrecon.inference.taken_fields import FIELDS_KEY, TakenField, write_fields
 from fedrecon.v1 import plan_pb2
-from fedrecon.v1.plan_pb2 import Field, FieldRole, Graph
+from fedrecon.v1.plan_pb2 import Field, FieldRole, Graph, GraphRole
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire.manifests import MalformedPlanError, graph_of
 from fedrecon.wire.vocabularies import Items
@@ -77,7 +78,7 @@ def export(bundle: Bundle, checkpoint: Arrays, vocabulary: Items, origin: Origin
     for name, values in checkpoint.items():
         drawing.hold(f"global/{name}", values)
     fields = _fields_read(bundle, reconstruct, item)
-    models = {graph.role: onnx.load_from_string(bundle.graphs[graph.role]) for graph in (reconstruct, predict)}
+    models = {graph.role: _load(bundle, graph) for graph in (reconstruct, predict)}
     try:
         reconstruction = ReconstructionDrawing(drawing, bundle, reconstruct, work)
         local = reconstruction.draw(models[reconstruct.role], checkpoint, fields)
@@ -115,6 +116,15 @@ def export(bundle: Bundle, checkpoint: Arrays, vocabulary: Items, origin: Origin
     helper.set_model_props(model, _metadata(bundle, origin, fields))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
+
+
+def _load(bundle: Bundle, graph: Graph) -> ModelProto:
+    try:
+        return onnx.load_from_string(bundle.graphs[graph.role])
+    except DecodeError as error:
+        raise NotExportableError(
+            f"plan {bundle.manifest.name!r}: the graph {GraphRole.Name(graph.role)} is no ONNX file"
+        ) from error
 
 
 def _refuse_other_rows(bundle: Bundle, checkpoint: Arrays, vocabulary: Items) -> None:
@@ -174,19 +184,19 @@ def _shared_opsets(models: Iterable[ModelProto]) -> list[onnx.OperatorSetIdProto
 
 def _metadata(bundle: Bundle, origin: Origin, fields: list[Field]) -> dict[str, str]:
     """Returns what the file says of itself."""
-    described = [
-        {
-            "name": field.name,
-            "vocabulary": field.vocabulary,
-            "minimum": field.minimum if field.limited else None,
-            "maximum": field.maximum if field.limited else None,
-            "role": FieldRole.Name(field.role).removeprefix("FIELD_ROLE_").lower(),
-        }
+    taken = [
+        TakenField(
+            name=field.name,
+            vocabulary=field.vocabulary,
+            minimum=field.minimum if field.limited else None,
+            maximum=field.maximum if field.limited else None,
+            role=FieldRole.Name(field.role).removeprefix("FIELD_ROLE_").lower(),
+        )
         for field in fields
     ]
     return {
         "fedrecon.checkpoint": origin.checkpoint_digest.hex(),
-        "fedrecon.fields": json.dumps(described),
+        FIELDS_KEY: write_fields(taken),
         "fedrecon.format": RECOMMENDER_FORMAT,
         "fedrecon.plan": bundle.digest.hex(),
         "fedrecon.round": str(origin.round),

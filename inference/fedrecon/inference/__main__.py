@@ -1,0 +1,39 @@
+"""`python -m fedrecon.inference`: runs inference as a service."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from fedrecon.inference.catalogue import Catalogue
+from fedrecon.inference.service import InferenceService
+from fedrecon.inference.settings import InferenceSettings
+from fedrecon.ops.blob_service import BlobService
+from fedrecon.ops.blobs import open_blobs
+from fedrecon.ops.lifecycle import Service, run_service
+from fedrecon.ops.tls import open_service_channel
+from fedrecon.v1.admin_pb2_grpc import AdminStub
+from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
+from fedrecon.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+
+
+async def start(service: Service[InferenceSettings]) -> None:
+    """Opens the blobs, follows the coordinator's tasks, and answers."""
+    settings = service.settings
+    blobs = await asyncio.to_thread(open_blobs, settings.blobs_url or settings.home / "blobs")
+    # Exports have a thread of their own: users never wait for one.
+    exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
+    recommending = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")
+    for threads in (exporting, recommending):
+        service.resources.callback(threads.shutdown, wait=False, cancel_futures=True)
+    channel = open_service_channel(settings.coordinator_target, settings)
+    service.resources.push_async_callback(channel.close)
+    catalogue = Catalogue(AdminStub(channel), blobs, exporting, service.metrics)
+    service.add(add_InferenceServicer_to_server, InferenceService(catalogue, recommending, service.metrics))
+    service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
+    service.run("follow tasks", catalogue.follow())
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("inference", start, InferenceSettings, "inference_port"))

@@ -1,0 +1,78 @@
+"""A task's checkpoint becomes a recommender that answers: fetch, export, prove, keep, open.
+
+Rules: blocks, and is called from threads. What it makes lies in the blob store before anybody is told of it. The same
+task and checkpoint give the same recommender, on every replica.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedrecon.inference.bundles import fetch_verified, read_bundle, read_checkpoint, read_items
+from fedrecon.inference.exporting import Origin, export
+from fedrecon.inference.recommending import OpenRecommender
+from fedrecon.inference.verifying import verify_export
+from fedrecon.ops.blobs import BlobStore
+from fedrecon.v1.admin_pb2 import Task
+from fedrecon.v1.common_pb2 import BlobReference
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A recommender that is live.
+
+    Attributes:
+        task: name of its task.
+        round: the round that made its checkpoint; 0 for the plan's initial one.
+        checkpoint: the checkpoint.
+        plan_digest: the plan.
+        recommender: the ONNX file.
+        vocabulary: its items.
+        answering: the file, opened.
+        largest_difference: of a score from the plan's own graphs, when it was proved.
+    """
+
+    task: str
+    round: int
+    checkpoint: BlobReference
+    plan_digest: bytes
+    recommender: BlobReference
+    vocabulary: BlobReference
+    answering: OpenRecommender
+    largest_difference: float
+
+
+def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
+    """Returns the recommender of a task's live checkpoint, kept in the blob store.
+
+    Args:
+        task: the task as it stands; its checkpoint is the live one.
+        round_number: the round that made that checkpoint.
+        blobs: where plan and checkpoint lie, and where the recommender goes.
+
+    Raises:
+        ValueError: the parts are damaged, do not fit together, or cannot be exported.
+        BlobMissing: a part is not in the blob store.
+        CorruptBlob: a part is damaged there.
+    """
+
+    def fetch(blob: BlobReference) -> bytes:
+        return blobs.read(blob.digest)
+
+    bundle = read_bundle(fetch_verified(task.spec.plan, "plan", fetch), fetch)
+    checkpoint = read_checkpoint(bundle, fetch_verified(task.checkpoint, "checkpoint", fetch))
+    vocabulary = bundle.vocabulary(task.spec.vocabularies)
+    items = read_items(bundle, fetch_verified(vocabulary, "vocabulary", fetch))
+    origin = Origin(task.spec.name, round_number, task.checkpoint.digest, vocabulary.digest)
+    content = export(bundle, checkpoint, items, origin, task.spec.work)
+    difference = verify_export(content, bundle, checkpoint, items, task.spec.work)
+    return Publication(
+        task=task.spec.name,
+        round=round_number,
+        checkpoint=task.checkpoint,
+        plan_digest=bundle.digest,
+        recommender=BlobReference(digest=blobs.put(content), size=len(content)),
+        vocabulary=vocabulary,
+        answering=OpenRecommender.open(content, items),
+        largest_difference=difference,
+    )

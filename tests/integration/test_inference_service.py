@@ -1,0 +1,334 @@
+"""Inference over real gRPC: a coordinator's tasks are followed, exported, served, swapped, and remembered by asking."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedrecon.device_sdk import Recommender
+from fedrecon.inference.__main__ import start
+from fedrecon.inference.settings import InferenceSettings
+from fedrecon.learning.models.matrix_factorization import matrix_factorization
+from fedrecon.learning.planning import compile_plan
+from fedrecon.ops.blobs import LocalBlobs
+from fedrecon.ops.boundary import refusal_of
+from fedrecon.ops.lifecycle import serve
+from fedrecon.v1 import admin_pb2, plan_pb2, task_pb2
+from fedrecon.v1.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
+from fedrecon.v1.blobs_pb2 import FetchRequest
+from fedrecon.v1.blobs_pb2_grpc import BlobsStub
+from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.v1.inference_pb2 import Column, GetRecommenderRequest, RecommendRequest
+from fedrecon.v1.inference_pb2_grpc import InferenceStub
+from fedrecon.wire.digests import digest_of
+from fedrecon.wire.manifests import read_manifest
+from fedrecon.wire.tensors import read_safetensors, write_safetensors
+
+if TYPE_CHECKING:  # names of the type stubs alone
+    from fedrecon.v1.blobs_pb2_grpc import BlobsAsyncStub
+    from fedrecon.v1.inference_pb2_grpc import InferenceAsyncStub
+
+ITEMS, SECONDS = 12, 20.0
+RETIRED = 4
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled matrix factorisation of twelve items."""
+    vocabulary = plan_pb2.Vocabulary(
+        name="items",
+        version=1,
+        keys=[f"key-{row}" for row in range(ITEMS)],
+        titles=[f"Film {row}" for row in range(ITEMS)],
+        retired_rows=[RETIRED],
+    )
+    folder = tmp_path_factory.mktemp("plans") / "films"
+    model = matrix_factorization(ITEMS, 3, mean=3.0)
+    compile_plan(model, {"items": vocabulary}, Ed25519PrivateKey.generate(), folder)
+    return folder
+
+
+@dataclass
+class Coordinator(AdminServicer):
+    """Stands for the coordinator: tells the tasks that the test gives it."""
+
+    tasks: dict[str, admin_pb2.Task] = field(default_factory=dict)
+    rounds: dict[bytes, int] = field(default_factory=dict)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def commit(self, task: admin_pb2.Task, round_number: int) -> None:
+        async with self.changed:
+            self.tasks[task.spec.name] = task
+            self.rounds[task.checkpoint.digest] = round_number
+            self.changed.notify_all()
+
+    async def ListTasks(self, request: Any, context: Any) -> admin_pb2.ListTasksResponse:  # noqa: N802 - named by the contract
+        del request, context
+        return admin_pb2.ListTasksResponse(tasks=self.tasks.values())
+
+    async def WatchTask(  # noqa: N802 - the same
+        self, request: admin_pb2.WatchTaskRequest, context: Any
+    ) -> AsyncIterator[admin_pb2.WatchTaskResponse]:
+        del context
+        told = None
+        while True:
+            async with self.changed:
+                await self.changed.wait_for(lambda: self.tasks[request.task] is not told)  # noqa: B023 - awaited at once
+                told = self.tasks[request.task]
+            yield admin_pb2.WatchTaskResponse(task=told)
+
+    async def ListCheckpoints(self, request: Any, context: Any) -> admin_pb2.ListCheckpointsResponse:  # noqa: N802 - the same
+        del request, context
+        checkpoints = [
+            admin_pb2.Checkpoint(round=number, blob=BlobReference(digest=digest))
+            for digest, number in self.rounds.items()
+        ]
+        return admin_pb2.ListCheckpointsResponse(checkpoints=checkpoints)
+
+
+@dataclass
+class Deployment:
+    """A coordinator, a blob store and a running inference."""
+
+    coordinator: Coordinator
+    blobs: LocalBlobs
+    plan: Path
+    inference: InferenceAsyncStub
+    served_blobs: BlobsAsyncStub
+    restart: Callable[[], Awaitable[None]]
+
+    def task(self, name: str, shift: float = 0.0, **changes: Any) -> admin_pb2.Task:
+        """A task on the plan, whose checkpoint is the initial one moved by `shift`."""
+        content = (self.plan / "manifest.json").read_bytes()
+        manifest = read_manifest(content)
+        for blob in (self.plan / "blobs").iterdir():
+            self.blobs.put(blob.read_bytes())
+        initial = read_safetensors(self.blobs.read(manifest.initial_checkpoint.digest))
+        checkpoint = write_safetensors({key: values + np.float32(shift) for key, values in initial.items()})
+        spec = task_pb2.TaskSpec(name=name, plan=BlobReference(digest=self.blobs.put(content), size=len(content)))
+        reference = BlobReference(digest=self.blobs.put(checkpoint), size=len(checkpoint))
+        return admin_pb2.Task(**({"spec": spec, "checkpoint": reference} | changes))
+
+    async def wait_for_round(self, task: str, round_number: int) -> Any:
+        """Waits until a round's checkpoint is live."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                try:
+                    live = await self.inference.GetRecommender(GetRecommenderRequest(task=task), timeout=SECONDS)
+                    if live.round == round_number:
+                        return live
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND}  # noqa: PT017
+                await asyncio.sleep(0.05)
+
+    async def fetch(self, blob: BlobReference) -> bytes:
+        """Fetches a blob as a device does."""
+        answers = self.served_blobs.Fetch(FetchRequest(digest=blob.digest), timeout=SECONDS)
+        return b"".join([answer.chunk.data async for answer in answers])
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deployment]:
+    monkeypatch.setattr("fedrecon.inference.catalogue.LISTING_SECONDS", 0.1)
+    coordinator = Coordinator()  # type: ignore[abstract]  # inference calls no other method
+    server = grpc.aio.server()
+    add_AdminServicer_to_server(coordinator, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    ready = tmp_path / "ready.json"
+
+    async def run() -> tuple[asyncio.Event, asyncio.Task[int], str]:
+        settings = InferenceSettings(
+            home=tmp_path, coordinator_target=f"127.0.0.1:{port}", metrics_port=-1, drain_seconds=1
+        )
+        stopping = asyncio.Event()
+        running = asyncio.create_task(serve("inference", start, settings, 0, ready_file=ready, stopping=stopping))
+        async with asyncio.timeout(SECONDS):
+            while not ready.exists():
+                assert not running.done(), running.result()
+                await asyncio.sleep(0.01)
+        return stopping, running, json.loads(ready.read_text())["address"]
+
+    stopping, running, address = await run()
+    channel = grpc.aio.insecure_channel(address)
+
+    async def restart() -> None:
+        nonlocal stopping, running, channel
+        stopping.set()
+        assert await running == 0
+        await channel.close()
+        stopping, running, address = await run()
+        channel = grpc.aio.insecure_channel(address)
+        made.inference, made.served_blobs = InferenceStub(channel), BlobsStub(channel)
+
+    made = Deployment(
+        coordinator, LocalBlobs(tmp_path / "blobs"), plan, InferenceStub(channel), BlobsStub(channel), restart
+    )
+    yield made
+    stopping.set()
+    assert await running == 0
+    await channel.close()
+    await server.stop(None)
+
+
+def request(task: str, keys: list[str], ratings: list[float], count: int = 3, **more: Any) -> RecommendRequest:
+    columns = [Column(field="item", keys=keys), Column(field="rating", values=ratings)] if keys else []
+    return RecommendRequest(task=task, columns=columns, count=count, **more)
+
+
+async def refused(call: Awaitable[Any]) -> tuple[grpc.StatusCode, Any]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    explained = refusal_of(caught.value)
+    assert explained is not None, caught.value
+    return caught.value.code(), explained
+
+
+async def test_a_committed_checkpoint_is_served_and_a_newer_one_takes_its_place(deployment: Deployment) -> None:
+    first, second = deployment.task("films"), deployment.task("films", shift=0.3)
+    await deployment.coordinator.commit(first, 1)
+    live = await deployment.wait_for_round("films", 1)
+    assert live.checkpoint_digest == first.checkpoint.digest
+    assert live.plan_digest == first.spec.plan.digest
+    before = await deployment.inference.Recommend(request("films", ["key-1"], [5.0]), timeout=SECONDS)
+    await deployment.coordinator.commit(second, 2)
+    await deployment.wait_for_round("films", 2)
+    after = await deployment.inference.Recommend(request("films", ["key-1"], [5.0]), timeout=SECONDS)
+    assert (before.round, after.round) == (1, 2)
+    assert after.checkpoint_digest == second.checkpoint.digest
+    assert [one.score for one in after.recommendations] != [one.score for one in before.recommendations]
+
+
+async def test_the_service_and_the_file_on_a_device_recommend_alike(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 1)
+    live = await deployment.wait_for_round("films", 1)
+    content, items = await deployment.fetch(live.recommender), await deployment.fetch(live.vocabulary)
+    assert digest_of(content) == live.recommender.digest
+    keys, ratings = ["key-1", "key-2", "key-9"], [5.0, 1.0, 3.5]
+    on_device = Recommender(content, items).recommend({"item": keys, "rating": ratings}, 5)
+    answer = await deployment.inference.Recommend(
+        request("films", keys, ratings, 5, exclude_seen=True), timeout=SECONDS
+    )
+    assert [(one.key, one.title, one.score) for one in answer.recommendations] == [
+        (one.key, one.title, one.score) for one in on_device
+    ]
+
+
+async def test_seen_excluded_and_retired_items_are_left_out_and_unknown_keys_are_named(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 1)
+    await deployment.wait_for_round("films", 1)
+    asked = request(
+        "films",
+        ["key-1", "gone", "key-2", "gone"],
+        [5.0, 2.0, 1.0, 2.0],
+        100,
+        exclude_seen=True,
+        excluded_keys=["key-7", "nobody"],
+    )
+    answer = await deployment.inference.Recommend(asked, timeout=SECONDS)
+    assert list(answer.unknown_keys) == ["gone"]
+    expected = {f"key-{row}" for row in range(ITEMS)} - {"key-1", "key-2", "key-7", f"key-{RETIRED}"}
+    assert {one.key for one in answer.recommendations} == expected
+    without_unknown = request("films", ["key-1", "key-2"], [5.0, 1.0], 1)
+    same = await deployment.inference.Recommend(without_unknown, timeout=SECONDS)
+    with_unknown = request("films", ["key-1", "gone", "key-2"], [5.0, 2.0, 1.0], 1)
+    assert (await deployment.inference.Recommend(with_unknown, timeout=SECONDS)).recommendations == same.recommendations
+
+
+async def test_a_user_without_examples_is_served(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 1)
+    await deployment.wait_for_round("films", 1)
+    answer = await deployment.inference.Recommend(request("films", [], [], 4), timeout=SECONDS)
+    assert len(answer.recommendations) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason", "named"),
+    [
+        (request("films", ["key-1"], [7.0]), "OUT_OF_SCALE", "rating holds 7; its scale is 0.5 to 5"),
+        (request("films", ["key-1"], [float("nan")]), "NOT_FINITE", "rating holds nan"),
+        (request("films", ["key-1"], [5.0], 0), "BAD_COUNT", "0 recommendations"),
+        (request("films", ["key-1", "key-2"], [5.0]), "UNEQUAL_COLUMNS", "item 2, rating 1"),
+        (
+            RecommendRequest(task="films", count=1, columns=[Column(field="item", keys=["key-1"])]),
+            "WRONG_FIELDS",
+            "the model takes item, rating",
+        ),
+        (
+            RecommendRequest(task="films", count=1, columns=[Column(field="item"), Column(field="item")]),
+            "WRONG_FIELDS",
+            "more than one column",
+        ),
+        (
+            RecommendRequest(
+                task="films",
+                count=1,
+                columns=[Column(field="item", values=[1.0]), Column(field="rating", values=[1.0])],
+            ),
+            "WRONG_COLUMN",
+            "item has numbers, but holds keys of items",
+        ),
+    ],
+)
+async def test_wrong_examples_are_refused_by_name(
+    deployment: Deployment, asked: RecommendRequest, reason: str, named: str
+) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 1)
+    await deployment.wait_for_round("films", 1)
+    code, explained = await refused(deployment.inference.Recommend(asked, timeout=SECONDS))
+    assert (code, explained.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+    assert named in explained.message
+
+
+async def test_an_unknown_task_is_told_apart_from_one_that_has_nothing_yet(deployment: Deployment) -> None:
+    waiting = deployment.task("waiting", checkpoint=BlobReference())
+    await deployment.coordinator.commit(waiting, 0)
+    async with asyncio.timeout(SECONDS):
+        while True:
+            call = deployment.inference.GetRecommender(GetRecommenderRequest(task="waiting"), timeout=SECONDS)
+            code, explained = await refused(call)
+            if code is grpc.StatusCode.FAILED_PRECONDITION:
+                break
+            await asyncio.sleep(0.05)
+    assert explained.reason == "NOT_READY"
+    assert explained.retry.max_milliseconds > 0
+    async with asyncio.timeout(SECONDS):
+        while explained.reason != "UNKNOWN_TASK":
+            code, explained = await refused(deployment.inference.Recommend(request("nothing", [], []), timeout=SECONDS))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_checkpoint_that_cannot_be_exported_does_not_displace_the_one_before(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 1)
+    await deployment.wait_for_round("films", 1)
+    await deployment.coordinator.commit(deployment.task("films", shift=float("nan")), 2)
+    await deployment.coordinator.commit(deployment.task("other", shift=float("nan")), 3)
+    async with asyncio.timeout(SECONDS):
+        while True:
+            call = deployment.inference.GetRecommender(GetRecommenderRequest(task="other"), timeout=SECONDS)
+            _, explained = await refused(call)
+            if explained.reason == "NOT_EXPORTABLE":
+                break
+            await asyncio.sleep(0.05)
+    assert "training diverged" in explained.message
+    live = await deployment.inference.GetRecommender(GetRecommenderRequest(task="films"), timeout=SECONDS)
+    assert live.round == 1
+    await deployment.coordinator.commit(deployment.task("films", shift=0.2), 4)
+    await deployment.wait_for_round("films", 4)
+
+
+async def test_what_is_live_is_the_same_after_a_restart(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 5)
+    before = await deployment.wait_for_round("films", 5)
+    await deployment.restart()
+    assert await deployment.wait_for_round("films", 5) == before
