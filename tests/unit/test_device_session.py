@@ -509,3 +509,48 @@ def test_one_device_of_a_process_fetches_while_the_others_wait(services: Service
     assert len(digests) == len(set(digests))
     assert outcomes == [Outcome.UPLOADED, Outcome.UPLOADED]
     assert services.received == both[1].received
+
+
+@pytest.mark.parametrize("reason", ["WRONG_OFFSET", "UPLOAD_INCOMPLETE", "DIGEST_MISMATCH"])
+def test_an_upload_that_can_go_on_asks_for_the_status_first(services: Services, reason: str) -> None:
+    honest, refusals = services.upload, [CallFailedError("go on", code="FAILED_PRECONDITION", reason=reason)]
+
+    def upload(request: Any) -> UploadResponse:
+        if refusals:
+            raise refusals.pop()
+        return honest(request)
+
+    services.upload = upload  # type: ignore[method-assign]
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    assert services.names().count("UploadStatus") == 2
+
+
+def test_a_service_that_says_when_to_come_back_is_heard(services: Services) -> None:
+    honest, busy = services.Join, [CallFailedError("full", code="RESOURCE_EXHAUSTED", retry_milliseconds=(2000, 4000))]
+
+    def join(body: bytes) -> JoinResponse:
+        if busy:
+            raise busy.pop()
+        return honest(body)
+
+    services.Join = join  # type: ignore[method-assign]
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    (waited,) = services.sleeps
+    assert 2 <= waited <= 4
+
+
+def test_a_session_that_reported_another_vector_is_not_counted_as_this_one(services: Services) -> None:
+    def other(body: bytes) -> UploadStatusResponse:
+        assert UploadStatusRequest.FromString(body).group == b"g" * 16
+        return UploadStatusResponse(
+            phase=aggregator_pb2.GROUP_PHASE_UPLOADING, acknowledged=True, digest=b"x" * 32, received_bytes=76
+        )
+
+    def refused(request: Any) -> UploadResponse:
+        assert UploadRequest.FromString(next(request.parts())).header.offset == 76
+        raise CallFailedError("another vector", code="ALREADY_EXISTS", reason="ALREADY_REPORTED")
+
+    services.UploadStatus = other  # type: ignore[method-assign]
+    services.upload = refused  # type: ignore[method-assign]
+    participation = play(services).participation
+    assert (participation.outcome, participation.reason) == (Outcome.FAILED, "ALREADY_REPORTED")

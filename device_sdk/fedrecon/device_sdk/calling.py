@@ -205,6 +205,9 @@ class Line:
             raise UnreachableError(f"{target} failed {failures} times, at last with: {error}") from error
         wait = min(self.patience.first_seconds * 2 ** (failures - 1), self.patience.longest_seconds)
         wait *= 0.5 + self.fraction()
+        if error.retry_milliseconds is not None:  # the service says itself when
+            earliest, latest = error.retry_milliseconds
+            wait = (earliest + self.fraction() * max(latest - earliest, 0)) / 1000
         if self.deadline is not None and self.clock() + wait >= self.deadline:
             raise TooLateError(f"the report's time ended while {target} did not answer: {error}") from error
         yield Sleep(wait)

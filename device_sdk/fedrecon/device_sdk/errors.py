@@ -22,6 +22,19 @@ TRANSIENT_CODES = frozenset(
 )
 
 
+# Refusals of an upload after which its status says where to go on.
+RESUMABLE_REASONS = frozenset(
+    {
+        "CHUNK_ORDER",
+        "DAMAGED_CHUNK",
+        "DIGEST_MISMATCH",
+        "UPLOAD_INCOMPLETE",
+        "UPLOAD_REPLACED",
+        "WRONG_OFFSET",
+    }
+)
+
+
 class FedreconError(Exception):
     """Base of all errors of the device SDK.
 
@@ -82,7 +95,7 @@ class CallFailedError(FedreconError):
     @property
     def transient(self) -> bool:
         """Whether the same bytes may be sent again."""
-        return self.code in TRANSIENT_CODES
+        return self.code in TRANSIENT_CODES or self.reason in RESUMABLE_REASONS
 
 
 class UnreachableError(FedreconError):

@@ -66,6 +66,7 @@ LATE_REASONS = frozenset(
     {
         "GROUP_ABORTED",
         "GROUP_CLOSED",
+        "GROUP_FULL",
         "LATE",
         "ROUND_ABANDONED",
         "ROUND_CLOSED",
@@ -396,16 +397,18 @@ def _deliver(session: _Session, vector: bytes) -> Steps[None]:
     line, assignment = session.line, session.assignment
     joined = yield from line.call(assignment.aggregator, JOIN, JoinRequest(proof=session.proof()))
     target = joined.aggregator or assignment.aggregator
-    digest, failures = digest_of(vector), 0
+    digest, failures, arrived = digest_of(vector), 0, 0
     session.shape += "+"
     while True:
         question = UploadStatusRequest(proof=session.proof(), group=joined.group)
         status = yield from line.call(target, UPLOAD_STATUS, question)
-        if status.acknowledged:
+        if status.acknowledged and status.digest in {b"", digest}:
             break
         if status.phase in ENDED_PHASES:
             phase = aggregator_pb2.GroupPhase.Name(status.phase).removeprefix("GROUP_PHASE_")
             raise TooLateError("the group went on without this report", reason=f"GROUP_{phase}")
+        if status.received_bytes > arrived:  # the last try brought something: patience begins anew
+            failures, arrived = 0, status.received_bytes
         header = UploadHeader(
             proof=session.proof(),
             group=joined.group,

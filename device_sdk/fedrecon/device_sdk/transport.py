@@ -7,7 +7,6 @@ for each target. Errors become `CallFailedError` with the reason and advice that
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -222,10 +221,14 @@ class AsyncTransport:
 
     async def compute(self, function: Callable[[], Any]) -> Any:
         """Returns what the function returns, computed in a thread."""
+        import asyncio
+
         return await asyncio.to_thread(function)
 
     async def sleep(self, seconds: float) -> None:
         """Waits."""
+        import asyncio
+
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:

@@ -1,0 +1,117 @@
+"""The example store: values are checked when they are added, order is that of time."""
+
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedrecon.device_sdk.errors import InvalidExampleError
+from fedrecon.device_sdk.examples import ExampleStore, FieldKind
+
+FIELDS: dict[str, FieldKind] = {"item": str, "rating": (0.5, 5.0)}
+
+
+@pytest.fixture
+def store() -> Any:
+    with ExampleStore(":memory:", fields=FIELDS) as opened:
+        yield opened
+
+
+def test_columns_are_in_the_order_of_time(store: ExampleStore) -> None:
+    store.add(item="b", rating=2.0, when=20)
+    store.add(item="a", rating=1.0, when=10)
+    store.add(item="c", rating=3, when=20)
+    columns = store.columns()
+    assert columns["item"].tolist() == ["a", "b", "c"]
+    assert columns["rating"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_an_empty_store_has_no_columns(store: ExampleStore) -> None:
+    assert store.columns() == {}
+    assert store.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"item": "a"}, r"fields \['item'\]; this store holds \['item', 'rating'\]"),
+        ({"item": "a", "rating": 1.0, "mood": 1.0}, "mood"),
+        ({"item": 7, "rating": 1.0}, "item is 7, not a key"),
+        ({"item": "", "rating": 1.0}, "not a key"),
+        ({"item": "a", "rating": "5"}, "rating is '5', not a finite number"),
+        ({"item": "a", "rating": float("nan")}, "not a finite number"),
+        ({"item": "a", "rating": 5.5}, "beyond its limits 0.5 to 5.0"),
+        ({"item": "a", "rating": 1.0, "when": float("inf")}, "when is inf"),
+    ],
+)
+def test_an_example_that_does_not_fit_is_refused_with_its_reason(
+    store: ExampleStore, example: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidExampleError, match=message) as raised:
+        store.add(**example)
+    assert raised.value.reason == "INVALID_EXAMPLE"
+    assert raised.value.advice
+    assert store.count() == 0
+
+
+def test_many_examples_are_added_all_or_none(store: ExampleStore) -> None:
+    with pytest.raises(InvalidExampleError):
+        store.extend([{"item": "a", "rating": 1.0}, {"item": "b", "rating": 9.0}])
+    assert store.count() == 0
+    store.extend({"item": str(number), "rating": 1.0, "when": number} for number in range(5))
+    assert store.count() == 5
+
+
+def test_without_declared_fields_the_first_example_decides() -> None:
+    with ExampleStore(":memory:") as store:
+        store.add(item="a", rating=1, tags=[1.0, 0.0])
+        with pytest.raises(InvalidExampleError, match="this store holds"):
+            store.add(item="a")
+        store.add(item="b", rating=2.5, tags=np.array([0.0, 1.0]))
+        assert store.columns()["tags"].shape == (2, 2)
+
+
+def test_the_oldest_examples_make_room() -> None:
+    with ExampleStore(":memory:", maximum=2) as store:
+        store.extend({"item": key, "when": when} for key, when in [("a", 3), ("b", 1), ("c", 2)])
+        assert store.columns()["item"].tolist() == ["c", "a"]
+
+
+def test_old_examples_are_forgotten() -> None:
+    now = 100.0
+    with ExampleStore(":memory:", maximum_age_seconds=50, clock=lambda: now) as store:
+        store.extend({"item": key, "when": when} for key, when in [("a", 49), ("b", 51)])
+        assert store.columns()["item"].tolist() == ["b"]
+        now = 200.0
+        assert store.count() == 0
+
+
+def test_examples_outlive_the_process_and_are_the_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "examples.db"
+    with ExampleStore(path) as store:
+        store.add(item="a", rating=1.0)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with ExampleStore(path) as again:
+        with pytest.raises(InvalidExampleError, match="this store holds"):
+            again.add(item="a")
+        assert again.columns()["item"].tolist() == ["a"]
+
+
+def test_cleared_examples_leave_no_trace_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "examples.db"
+    with ExampleStore(path) as store:
+        store.add(item="a-very-private-key", rating=1.0)
+        store.clear()
+        assert store.count() == 0
+    assert b"a-very-private-key" not in path.read_bytes()
+
+
+def test_a_store_of_another_kind_of_file_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are notes and no database\n" * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        ExampleStore(path)
+    assert path.read_text().startswith("these are notes")
