@@ -26,7 +26,7 @@ from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.snapshots import SnapshotLostError
 from fedrecon.aggregator.summing import CODEC, Storage, Summing, round_closed
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.journal import Append, History, StaleWriter
+from fedrecon.ops.journal import Append, History, JournalError, StaleWriter
 from fedrecon.ops.journal.codec import Codec
 from fedrecon.ops.logs import logger_of
 from fedrecon.v1.common_pb2 import RoundKey
@@ -235,19 +235,11 @@ class Attempts:
 
     async def tidy(self) -> None:
         """Gives up groups that nobody closed in time, and removes what was kept long enough."""
-        now = self._storage.clock.now_milliseconds()
         for key, attempt in list(self._attempts.items()):
-            for summing in attempt.summings:
-                if not summing.lost:
-                    await summing.expire()
-            if any(summing.lost for summing in attempt.summings):
-                del self._attempts[key]
-            elif attempt.ended:
-                last = max(
-                    [attempt.config.expires_milliseconds, *(one.group.ended_milliseconds for one in attempt.summings)]
-                )
-                if now >= last + self._keep_milliseconds:
-                    await self._remove(key, attempt)
+            try:
+                await self._tidy(key, attempt)
+            except (JournalError, Refusal) as error:  # tried again the next time
+                _log.warning("attempt not tidied", task=key[0], round=key[1], attempt=key[2], why=type(error).__name__)
 
     async def stop(self) -> None:
         """Cancels what is under way, for the end of the process."""
@@ -287,6 +279,18 @@ class Attempts:
             return found
         states = [groups.step(None, event)[0] for event in opened]
         return self._take(key, names, [(state, 1, None) for state in states])
+
+    async def _tidy(self, key: Key, attempt: Attempt) -> None:
+        for summing in attempt.summings:
+            if not summing.lost:
+                await summing.expire()
+        if any(summing.lost for summing in attempt.summings):
+            del self._attempts[key]
+        elif attempt.ended:
+            ends = [summing.group.ended_milliseconds for summing in attempt.summings]
+            last = max(attempt.config.expires_milliseconds, *ends)
+            if self._storage.clock.now_milliseconds() >= last + self._keep_milliseconds:
+                await self._remove(key, attempt)
 
     async def _register(self, task: str) -> None:
         """Notes a task's name before its first group, whoever else notes others meanwhile."""

@@ -119,6 +119,8 @@ class DeviceService(AggregatorServicer):
             raise malformed(f"the vector's digest has {len(header.digest)} bytes, not {DIGEST_BYTES}")
         if attempt.holding(session) is None:
             await self._receive(attempt, session, header, request_iterator)
+        else:
+            self._measures.shared.reports_total.labels(outcome="duplicate").inc()
         return await self._answer(attempt, session, header.digest)
 
     async def _receive(
@@ -194,7 +196,6 @@ class DeviceService(AggregatorServicer):
                 grpc.StatusCode.ABORTED, "UPLOAD_REPLACED", "The session has begun a newer upload.", "Go on with that."
             )
         if summing.digest_of(session) != digest:
-            self._measures.shared.reports_total.labels(outcome="duplicate").inc()
             raise Refusal(
                 grpc.StatusCode.ALREADY_EXISTS,
                 "ALREADY_REPORTED",

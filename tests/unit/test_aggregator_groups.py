@@ -1,0 +1,160 @@
+"""The life of a sum group, event by event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fedrecon.aggregator import groups
+from fedrecon.aggregator.groups import (
+    TRANSITIONS,
+    Aborted,
+    Accepted,
+    Acknowledge,
+    Closed,
+    Config,
+    Event,
+    Group,
+    IllegalEventError,
+    KeepOnlySnapshot,
+    Metric,
+    Opened,
+    Phase,
+    RemoveSnapshots,
+    Report,
+    Segment,
+    step,
+)
+from fedrecon.aggregator.summing import CODEC
+from fedrecon.v1 import aggregator_pb2
+
+CONFIG = Config(
+    task="films",
+    round=1,
+    attempt=1,
+    kind=1,
+    protocol=1,
+    segments=(Segment("items", 4, 1.0),),
+    metrics=(Metric("squared_error", 25.0),),
+    ring_bits=32,
+    maximum_reports=3,
+    maximum_weight=10,
+    minimum_group=0,
+    cohort_size=7,
+    plan_digest=bytes(32),
+    checkpoint_digest=bytes(32),
+    expires_milliseconds=1_000,
+)
+OPENED = Opened(b"g" * 16, CONFIG, "holder", Phase.UPLOADING, 10)
+
+
+def accepted(*sessions: bytes, total: int, snapshot: bytes = b"s", at: int = 20) -> Accepted:
+    return Accepted(tuple(Report(session, b"d" + session) for session in sessions), total, snapshot, b"sum", at)
+
+
+def after(*events: Event) -> Group:
+    group = groups.replay([OPENED, *events])
+    assert group is not None
+    return group
+
+
+def test_the_phases_are_those_of_the_contract() -> None:
+    contract = {
+        name.removeprefix("GROUP_PHASE_"): number for name, number in aggregator_pb2.GroupPhase.items() if number
+    }
+    assert {phase.name: int(phase) for phase in Phase} == contract
+    assert set(TRANSITIONS) == set(Phase)
+
+
+def test_every_phase_is_reached_and_every_phase_can_be_given_up() -> None:
+    reached, frontier = set(), [Phase.JOINING]
+    while frontier:
+        phase = frontier.pop()
+        if phase not in reached:
+            reached.add(phase)
+            frontier += TRANSITIONS[phase]
+    assert reached == set(Phase)
+    assert all(Phase.ABORTED in TRANSITIONS[phase] for phase in set(Phase) - {Phase.ABORTED})
+
+
+def test_a_batch_acknowledges_its_sessions_and_replaces_the_snapshot() -> None:
+    group, effects = step(after(accepted(b"a", total=1)), accepted(b"b", b"c", total=3, snapshot=b"t"))
+    assert effects == (KeepOnlySnapshot(b"t"), Acknowledge((b"b", b"c")))
+    assert group.reports == {b"a": b"da", b"b": b"db", b"c": b"dc"}
+    assert group.snapshot == b"t"
+
+
+def test_closing_keeps_the_sum_and_giving_up_removes_it() -> None:
+    closed, effects = step(after(accepted(b"a", total=1)), Closed(1, b"sum", 30))
+    assert (closed.phase, effects, closed.ended_milliseconds) == (Phase.CLOSED, (), 30)
+    aborted, effects = step(closed, Aborted("DISCARDED", 1, 40))
+    assert (aborted.phase, effects) == (Phase.ABORTED, (RemoveSnapshots(),))
+    assert aborted.aborted_because == "DISCARDED"
+
+
+@pytest.mark.parametrize(
+    ("before", "event"),
+    [
+        ((accepted(b"a", total=1),), accepted(b"a", total=2)),
+        ((), accepted(b"a", b"a", total=2)),
+        ((), accepted(b"a", total=2)),
+        ((), Accepted((), 0, b"s", b"sum", 1)),
+        ((), accepted(b"a", b"b", b"c", b"d", total=4)),
+        ((accepted(b"a", total=1), Closed(1, b"sum", 1)), accepted(b"b", total=2)),
+        ((accepted(b"a", total=1), Closed(1, b"sum", 1)), Closed(1, b"sum", 2)),
+        ((accepted(b"a", total=1),), Closed(2, b"sum", 1)),
+        ((accepted(b"a", total=1),), Closed(1, b"other", 1)),
+        ((), Closed(0, b"", 1)),
+        ((Aborted("EXPIRED", 0, 1),), Aborted("EXPIRED", 0, 2)),
+        ((Aborted("EXPIRED", 0, 1),), accepted(b"a", total=1)),
+        ((), OPENED),
+    ],
+)
+def test_an_illegal_event_raises(before: tuple[Event, ...], event: Event) -> None:
+    group = after(*before)
+    with pytest.raises(IllegalEventError):
+        step(group, event)
+    assert group == after(*before)
+
+
+def test_nothing_happens_to_a_group_that_was_never_opened() -> None:
+    with pytest.raises(IllegalEventError):
+        step(None, Closed(0, b"", 1))
+    with pytest.raises(IllegalEventError):
+        step(None, Opened(b"g", CONFIG, "holder", Phase.CLOSED, 1))
+
+
+def test_too_few_reports_give_the_group_up() -> None:
+    assert groups.end(after(), 50, discard=False) == Aborted("TOO_FEW_REPORTS", 0, 50)
+    one = after(accepted(b"a", total=1))
+    assert groups.end(one, 50, discard=False) == Closed(1, b"sum", 50)
+    assert groups.end(one, 50, discard=True) == Aborted("DISCARDED", 1, 50)
+
+
+def test_ending_twice_changes_nothing_but_a_closed_group_may_be_discarded() -> None:
+    closed = after(accepted(b"a", total=1), Closed(1, b"sum", 30))
+    assert groups.end(closed, 50, discard=False) is None
+    assert groups.end(closed, 50, discard=True) == Aborted("DISCARDED", 1, 50)
+    aborted = after(Aborted("EXPIRED", 0, 30))
+    assert groups.end(aborted, 50, discard=True) is None
+    assert groups.end(aborted, 50, discard=False) is None
+
+
+def test_a_group_expires_only_while_it_is_open() -> None:
+    group = after(accepted(b"a", total=1))
+    assert groups.expire(group, 999) is None
+    assert groups.expire(group, 1_000) == Aborted("EXPIRED", 1, 1_000)
+    assert groups.expire(after(accepted(b"a", total=1), Closed(1, b"sum", 30)), 5_000) is None
+
+
+def test_a_large_cohort_needs_several_groups() -> None:
+    assert CONFIG.group_count == 3
+    assert replace(CONFIG, cohort_size=3).group_count == 1
+
+
+@pytest.mark.parametrize(
+    "event", [OPENED, accepted(b"\x00\xff", total=1), Closed(2, b"sum", 3), Aborted("EXPIRED", 1, 2)]
+)
+def test_events_survive_the_journal(event: Event) -> None:
+    assert CODEC.decode(CODEC.encode(event)) == event
