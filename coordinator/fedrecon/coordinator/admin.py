@@ -1,0 +1,293 @@
+"""The Admin service: what operators and tools call.
+
+Rules: a change is an event in the task's stream, written by whoever was asked; the runner that leads the task follows
+that stream. Asking twice for the same state is not an error. What cannot be done yet is refused with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from fedrecon.coordinator import ledger, stories, tasks
+from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
+from fedrecon.coordinator.ledger import TaskAt
+from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
+from fedrecon.coordinator.registering import read_spec, register_task
+from fedrecon.coordinator.roster import Roster
+from fedrecon.coordinator.rounds import IllegalEvent, Phase, Round
+from fedrecon.coordinator.tasks import State, TaskCancelled, TaskPaused, TaskResumed
+from fedrecon.ops.blobs import CHUNK_BYTES
+from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.journal import Append, StaleWriter
+from fedrecon.v1 import admin_pb2, task_pb2
+from fedrecon.v1.admin_pb2_grpc import AdminServicer
+from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.wire.chunks import ChunkOrderError, take
+from fedrecon.wire.digests import DigestMismatchError
+
+LARGEST_BLOB_BYTES = 8 << 30
+_SPOOLED_BYTES = 16 << 20
+_DEFAULT_LIMIT = 100
+_WATCH_MILLISECONDS = 10_000
+_PROGRESS_MILLISECONDS = 500
+_UNKNOWN_OPERATOR = "unauthenticated"
+
+
+class AdminService(AdminServicer):
+    """Answers operators.
+
+    Args:
+        roster: The tasks.
+        stopping: Set when the service drains: watching ends then.
+    """
+
+    def __init__(self, roster: Roster, stopping: asyncio.Event) -> None:
+        self._roster = roster
+        self._around = roster.around
+        self._stopping = stopping
+
+    async def PutBlob(  # noqa: N802 - the contract's name, as all that follow
+        self, request_iterator: AsyncIterator[admin_pb2.PutBlobRequest], context: Any
+    ) -> admin_pb2.PutBlobResponse:
+        """Stores a blob of a plan."""
+        del context
+        size = 0
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spooled:
+            async for request in request_iterator:
+                try:
+                    spooled.write(take(request.chunk, size, LARGEST_BLOB_BYTES))
+                except (ChunkOrderError, DigestMismatchError) as error:
+                    raise Refusal(
+                        grpc.StatusCode.INVALID_ARGUMENT, "BAD_CHUNK", str(error), "Send the blob again from its start."
+                    ) from error
+                size += len(request.chunk.data)
+            spooled.seek(0)
+            chunks = iter(lambda: spooled.read(CHUNK_BYTES), b"")
+            digest = await asyncio.to_thread(self._around.blobs.put, chunks)
+        return admin_pb2.PutBlobResponse(blob=BlobReference(digest=digest, size=size))
+
+    async def CreateTask(  # noqa: N802
+        self, request: admin_pb2.CreateTaskRequest, context: Any
+    ) -> admin_pb2.CreateTaskResponse:
+        """Registers a task."""
+        created = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator_of(context))
+        await register_task(self._around.journal, request.spec.name, created, self._around.clock.now_milliseconds())
+        return admin_pb2.CreateTaskResponse(task=await self._task(request.spec.name))
+
+    async def EditTask(self, request: admin_pb2.EditTaskRequest, context: Any) -> admin_pb2.EditTaskResponse:  # noqa: N802
+        """Refused for now."""
+        del request, context
+        raise _not_yet("Tasks cannot be edited", "Cancel the task and create another.")
+
+    async def RollBack(self, request: admin_pb2.RollBackRequest, context: Any) -> admin_pb2.RollBackResponse:  # noqa: N802
+        """Refused for now."""
+        del request, context
+        raise _not_yet("Checkpoints cannot be rolled back", "Create a task that starts from the older checkpoint.")
+
+    async def GetTask(self, request: admin_pb2.GetTaskRequest, context: Any) -> admin_pb2.GetTaskResponse:  # noqa: N802
+        """Shows a task."""
+        del context
+        return admin_pb2.GetTaskResponse(task=await self._task(request.task))
+
+    async def ListTasks(self, request: admin_pb2.ListTasksRequest, context: Any) -> admin_pb2.ListTasksResponse:  # noqa: N802
+        """Lists all tasks, by name."""
+        del request, context
+        names = await ledger.load_names(self._around.journal)
+        return admin_pb2.ListTasksResponse(tasks=[await self._task(name) for name in names])
+
+    async def PauseTask(self, request: admin_pb2.PauseTaskRequest, context: Any) -> admin_pb2.PauseTaskResponse:  # noqa: N802
+        """Stops new rounds."""
+        event = TaskPaused(request.reason, _operator_of(context))
+        return admin_pb2.PauseTaskResponse(task=await self._change(request.task, event, State.PAUSED))
+
+    async def ResumeTask(  # noqa: N802
+        self, request: admin_pb2.ResumeTaskRequest, context: Any
+    ) -> admin_pb2.ResumeTaskResponse:
+        """Goes on."""
+        event = TaskResumed(_operator_of(context))
+        return admin_pb2.ResumeTaskResponse(task=await self._change(request.task, event, State.RUNNING))
+
+    async def CancelTask(  # noqa: N802
+        self, request: admin_pb2.CancelTaskRequest, context: Any
+    ) -> admin_pb2.CancelTaskResponse:
+        """Ends a task for good."""
+        event = TaskCancelled(request.reason, _operator_of(context))
+        return admin_pb2.CancelTaskResponse(task=await self._change(request.task, event, State.CANCELLED))
+
+    async def ListRounds(self, request: admin_pb2.ListRoundsRequest, context: Any) -> admin_pb2.ListRoundsResponse:  # noqa: N802
+        """Lists attempts, newest first."""
+        del context
+        task, _ = await self._known(request.task)
+        limit = request.limit or _DEFAULT_LIMIT
+        number = request.before_round - 1 if request.before_round else task.number
+        listed: list[admin_pb2.Round] = []
+        while number >= 1 and len(listed) < limit:
+            found = await ledger.load_round(self._around.journal, request.task, number)
+            listed += [round_message(attempt) for attempt in reversed(found.attempts)]
+            number -= 1
+        return admin_pb2.ListRoundsResponse(rounds=listed[:limit])
+
+    async def ExplainRound(  # noqa: N802
+        self, request: admin_pb2.ExplainRoundRequest, context: Any
+    ) -> admin_pb2.ExplainRoundResponse:
+        """Tells the journal of one round in words."""
+        del context
+        await self._known(request.task)
+        found = await ledger.load_round(self._around.journal, request.task, request.round)
+        if not found.attempts:
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                "UNKNOWN_ROUND",
+                f"Task {request.task!r} has no round {request.round}.",
+                "List its rounds.",
+            )
+        entries = await ledger.load_round_entries(self._around.journal, request.task, request.round)
+        return admin_pb2.ExplainRoundResponse(
+            attempts=[round_message(attempt) for attempt in found.attempts],
+            story=[stories.tell(entry.at, entry.event) for entry in entries],
+        )
+
+    async def WatchTask(  # noqa: N802
+        self, request: admin_pb2.WatchTaskRequest, context: Any
+    ) -> AsyncIterator[admin_pb2.WatchTaskResponse]:
+        """Streams a task's state, at once and on every change."""
+        del context
+        shown: admin_pb2.Task | None = None
+        while not self._stopping.is_set():
+            # Read before what is shown, so that a change in between ends the wait at once.
+            versions = await self._versions(request.task)
+            current = await self._task(request.task)
+            if current != shown:
+                shown = current
+                yield admin_pb2.WatchTaskResponse(task=current)
+            await self._wait_for_change(request.task, *versions)
+
+    async def ListCheckpoints(  # noqa: N802
+        self, request: admin_pb2.ListCheckpointsRequest, context: Any
+    ) -> admin_pb2.ListCheckpointsResponse:
+        """Lists checkpoints, newest first."""
+        del context
+        task, _ = await self._known(request.task)
+        entries = await ledger.load_task_entries(self._around.journal, request.task)
+        listed = checkpoint_messages(task, entries)[: request.limit or _DEFAULT_LIMIT]
+        return admin_pb2.ListCheckpointsResponse(checkpoints=listed)
+
+    async def GetPrivacy(self, request: admin_pb2.GetPrivacyRequest, context: Any) -> admin_pb2.GetPrivacyResponse:  # noqa: N802
+        """Tells what privacy is claimed: none, and what is missing."""
+        del context
+        task, _ = await self._known(request.task)
+        spec = TaskSpec.FromString(task.created.spec)
+        missing = ["no noise is added to sums", "updates are not clipped to a norm"]
+        assumptions = ["Local parameters are in no message; what is reported is the update of the global ones."]
+        if spec.secure_sum.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
+            missing.append("the aggregator sees each update (TRUSTED)")
+            assumptions.append(
+                "Who runs the aggregator is trusted: an update of a matrix factorisation reveals the local parameters "
+                "up to scale."
+            )
+        return admin_pb2.GetPrivacyResponse(statement=f"no DP guarantee: {', '.join(missing)}", assumptions=assumptions)
+
+    async def ListAudit(self, request: admin_pb2.ListAuditRequest, context: Any) -> admin_pb2.ListAuditResponse:  # noqa: N802
+        """Lists what operators changed, newest first."""
+        del context
+        if request.task:
+            await self._known(request.task)
+        names = [request.task] if request.task else await ledger.load_names(self._around.journal)
+        audit: list[admin_pb2.AuditEntry] = []
+        for name in names:
+            audit += audit_messages(name, await ledger.load_task_entries(self._around.journal, name))
+        audit.sort(key=lambda entry: entry.unix_milliseconds, reverse=True)
+        return admin_pb2.ListAuditResponse(entries=audit[: request.limit or _DEFAULT_LIMIT])
+
+    async def _change(self, name: str, event: tasks.Event, wanted: State) -> admin_pb2.Task:
+        while True:
+            task, version = await self._known(name)
+            if task.state is wanted:
+                return await self._task(name)
+            now = self._around.clock.now_milliseconds()
+            try:
+                tasks.step(task, event, now)
+            except IllegalEvent as error:
+                raise Refusal(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "WRONG_STATE",
+                    f"Task {name!r} is {task.state}: {error}.",
+                    "A task that has ended stays ended: create another.",
+                ) from error
+            append = Append(TASK_STREAM, version, (task_entries.encode(now, event),))
+            try:
+                await self._around.journal.append(name, [append])
+            except StaleWriter:
+                continue  # somebody else wrote: decide anew
+            return await self._task(name)
+
+    async def _known(self, name: str) -> tuple[tasks.Task, int]:
+        names = await ledger.load_names(self._around.journal)
+        at = await ledger.load_task(self._around.journal, name) if name in names else TaskAt(None, 0)
+        if at.task is None:
+            known = ", ".join(names) or "none"
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                "UNKNOWN_TASK",
+                f"There is no task {name!r}; known tasks: {known}.",
+                "Name one of them, or create the task.",
+            )
+        return at.task, at.version
+
+    async def _task(self, name: str) -> admin_pb2.Task:
+        task, version = await self._known(name)
+        attempt = (await ledger.load_round(self._around.journal, name, task.number)).last
+        if attempt is None and task.committed:
+            attempt = (await ledger.load_round(self._around.journal, name, task.committed)).last
+        return task_message(task, version, attempt, self._reports(name, attempt))
+
+    def _reports(self, name: str, attempt: Round | None) -> int | None:
+        """What the runner in this process has heard of an attempt that is reporting."""
+        runner = self._roster.ready_runner(name)
+        if runner is None or attempt is None or attempt.phase is not Phase.REPORTING:
+            return None
+        running = runner.book.attempt
+        is_same = running is not None and running.opened == attempt.opened
+        return runner.seen.reports if is_same else None
+
+    async def _versions(self, name: str) -> tuple[int, int, int]:
+        task, version = await self._known(name)
+        found = await ledger.load_round(self._around.journal, name, task.number)
+        return version, task.number, found.version
+
+    async def _wait_for_change(self, name: str, task_version: int, number: int, round_version: int) -> None:
+        journal, clock = self._around.journal, self._around.clock
+        runner = self._roster.ready_runner(name)
+        attempt = None if runner is None else runner.book.attempt
+        reports = attempt is not None and attempt.phase is Phase.REPORTING
+        longest = _PROGRESS_MILLISECONDS if reports else _WATCH_MILLISECONDS
+        waits: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(journal.tail(name, TASK_STREAM, task_version, _WATCH_MILLISECONDS)),
+            asyncio.ensure_future(journal.tail(name, round_stream(number), round_version, _WATCH_MILLISECONDS)),
+            asyncio.ensure_future(clock.sleep_until(clock.now_milliseconds() + longest)),
+            asyncio.ensure_future(self._stopping.wait()),
+        ]
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()  # an outage ends the stream with its refusal
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+
+def _operator_of(context: Any) -> str:
+    """Who calls, as the connection's certificate says."""
+    names = context.auth_context().get("x509_common_name") or ()
+    return next((name.decode(errors="replace") for name in names), _UNKNOWN_OPERATOR)
+
+
+def _not_yet(message: str, advice: str) -> Refusal:
+    return Refusal(grpc.StatusCode.FAILED_PRECONDITION, "NOT_YET_SUPPORTED", f"{message} by this version.", advice)

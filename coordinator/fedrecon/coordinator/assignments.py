@@ -1,0 +1,100 @@
+"""What a drawn device is told, and the secrets bound to it: marks, tickets and round tokens.
+
+All are keyed with the deployment's round-token key, each under a domain of its own. A mark names a device within one
+attempt only: the journal holds marks, never device keys, so it cannot be asked who took part in two rounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from fedrecon.coordinator.rounds import Blob, Round, Slot
+from fedrecon.coordinator.specs import Prepared
+from fedrecon.ops.tokens import issue_token
+from fedrecon.v1 import coordinator_pb2
+from fedrecon.v1.common_pb2 import BlobReference, RoundKey
+from fedrecon.v1.coordinator_pb2 import Assignment
+from fedrecon.v1.task_pb2 import TaskSpec
+
+MARK_BYTES = 16
+PRIORITY_BYTES = 8
+_TICKET_MAC_BYTES = 16
+_MARK_DOMAIN = b"fedrecon mark 1"
+_TICKET_DOMAIN = b"fedrecon ticket 1"
+_PARTICIPATION_DOMAIN = b"fedrecon participation 1"
+
+
+def key_of(attempt: Round) -> RoundKey:
+    """Returns an attempt's key on the wire."""
+    return RoundKey(task=attempt.opened.task, round=attempt.number, attempt=attempt.attempt)
+
+
+def reference_to(blob: Blob | None) -> BlobReference | None:
+    """Returns a blob as the contract names it."""
+    return None if blob is None else BlobReference(digest=blob.digest, size=blob.size)
+
+
+def mark_of(key: bytes, attempt: Round, device_key: bytes) -> bytes:
+    """Returns the mark of a device in an attempt, 16 bytes."""
+    numbers = attempt.number.to_bytes(8, "little") + attempt.attempt.to_bytes(8, "little")
+    return _keyed(key, _MARK_DOMAIN, attempt.opened.task.encode(), numbers, device_key)[:MARK_BYTES]
+
+
+def participation_of(key: bytes, task: str, device_key: bytes) -> str:
+    """Returns the name under which a device's last participation in a task is remembered for a while."""
+    return f"participation/{_keyed(key, _PARTICIPATION_DOMAIN, task.encode(), device_key).hex()}"
+
+
+def issue_ticket(key: bytes, attempt: Round, device_key: bytes, priority: int) -> bytes:
+    """Returns a ticket that keeps a device's priority in an attempt's selection: nobody can choose a better one."""
+    drawn = priority.to_bytes(PRIORITY_BYTES, "little")
+    return drawn + _ticket_mac(key, attempt, device_key, drawn)
+
+
+def read_ticket(key: bytes, attempt: Round, device_key: bytes, ticket: bytes) -> int | None:
+    """Returns the priority of a ticket; None if it is not this device's of this attempt: then it draws anew."""
+    drawn, mac = ticket[:PRIORITY_BYTES], ticket[PRIORITY_BYTES:]
+    genuine = hmac.compare_digest(mac, _ticket_mac(key, attempt, device_key, drawn))
+    return int.from_bytes(drawn, "little") if genuine else None
+
+
+def make_assignment(key: bytes, prepared: Prepared, attempt: Round, slot: Slot, blobs: str, now: int) -> Assignment:
+    """Returns what a device is told; the same slot gives the same session whenever it asks.
+
+    Args:
+        key: Of round tokens.
+        prepared: What the plan gives.
+        attempt: An attempt with a cohort.
+        slot: The device's place in it.
+        blobs: Target of a Blobs service; empty: the aggregator's.
+        now: Unix milliseconds.
+    """
+    assert attempt.assigned is not None  # noqa: S101 - a slot exists only in a cohort
+    spec = TaskSpec.FromString(attempt.opened.spec)
+    return Assignment(
+        session=slot.session,
+        round=key_of(attempt),
+        kind=coordinator_pb2.SESSION_KIND_TRAIN,
+        plan=spec.plan,
+        signature=spec.signature if spec.HasField("signature") else None,
+        checkpoint=reference_to(attempt.opened.checkpoint),
+        vocabularies=spec.vocabularies or prepared.manifest.vocabularies,
+        aggregator=attempt.assigned.aggregator,
+        blobs=blobs or attempt.assigned.aggregator,
+        secure_sum=spec.secure_sum,
+        work=spec.work,
+        layout=prepared.layout,
+        report_within_milliseconds=max(attempt.reporting_ends - now, 0),
+        round_token=issue_token(key, key_of(attempt), slot.session, attempt.assigned.groups_expire_at),
+    )
+
+
+def _ticket_mac(key: bytes, attempt: Round, device_key: bytes, drawn: bytes) -> bytes:
+    where = key_of(attempt).SerializeToString(deterministic=True)
+    return _keyed(key, _TICKET_DOMAIN, where, device_key, drawn)[:_TICKET_MAC_BYTES]
+
+
+def _keyed(key: bytes, *parts: bytes) -> bytes:
+    framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return hmac.digest(key, framed, hashlib.sha256)

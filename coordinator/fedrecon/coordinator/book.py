@@ -1,0 +1,162 @@
+"""The streams of one task, held in memory and written under the task's lease.
+
+Rules: what is in memory is what the journal holds. An event is applied first to see that it is legal, then appended,
+then what it makes of the state becomes the state. When an append fails nobody knows what the journal holds, and the
+whole book is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from fedrecon.coordinator import ledger, rounds, tasks
+from fedrecon.coordinator.entries import TASK_STREAM, round_entries, round_stream, task_entries
+from fedrecon.coordinator.ledger import Applied, RoundAt, TaskAt
+from fedrecon.coordinator.rounds import Round
+from fedrecon.coordinator.tasks import Task
+from fedrecon.ops.clock import Clock
+from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
+
+LEASE_NAME = "runner"
+LEASE_MILLISECONDS = 15_000
+RENEW_MILLISECONDS = 5_000
+_RELEASE_SECONDS = 2.0
+_ROUNDS_KEPT = 8
+
+
+class Book:
+    """One task's journal.
+
+    Args:
+        name: The task.
+        journal: Where it is kept.
+        clock: The time of its entries.
+        holder: Who writes it.
+    """
+
+    def __init__(self, name: str, journal: Journal, clock: Clock, holder: str) -> None:
+        self.name = name
+        self._journal = journal
+        self._clock = clock
+        self._holder = holder
+        self._lease: Lease | None = None
+        self._writing = asyncio.Lock()
+        self._task = TaskAt(None, 0)
+        self._rounds: dict[int, RoundAt] = {}
+        self._latest = 0
+
+    @property
+    def task(self) -> Task:
+        """The task as it stands; only after `read`."""
+        assert self._task.task is not None  # noqa: S101 - a task is registered after it was created
+        return self._task.task
+
+    @property
+    def attempt(self) -> Round | None:
+        """The last attempt of the round that runs or comes next; None before its first."""
+        return self._rounds.get(self.task.number, RoundAt()).last
+
+    def now(self) -> int:
+        """Returns the time, never earlier than the last entry's."""
+        self._latest = max(self._latest, self._clock.now_milliseconds())
+        return self._latest
+
+    async def acquire(self) -> bool:
+        """Takes the lease.
+
+        Returns:
+            Whether it is held now.
+        """
+        if self._lease is None:
+            self._lease = await self._journal.acquire(self.name, LEASE_NAME, self._holder, LEASE_MILLISECONDS)
+        return self._lease is not None
+
+    async def renew(self) -> None:
+        """Lets the lease last anew.
+
+        Raises:
+            LeaseLost: Somebody else has taken it.
+        """
+        assert self._lease is not None  # noqa: S101 - held for as long as anybody renews it
+        self._lease = await self._journal.renew(self._lease)
+
+    def forget_lease(self) -> None:
+        """Stops acting under a lease that was lost."""
+        self._lease = None
+
+    async def release(self) -> None:
+        """Gives the lease back, if the journal can be reached."""
+        if self._lease is not None:
+            with contextlib.suppress(JournalUnavailable, TimeoutError):
+                await asyncio.wait_for(self._journal.release(self._lease), _RELEASE_SECONDS)
+            self._lease = None
+
+    async def read(self) -> None:
+        """Reads the task and the round that runs or comes next."""
+        self._task = await ledger.load_task(self._journal, self.name)
+        number = self.task.number
+        self._rounds = {number: await ledger.load_round(self._journal, self.name, number)}
+
+    async def follow_task(self, wait_milliseconds: int) -> None:
+        """Takes in what others write to the task's stream, waiting for it."""
+        recorded = await self._journal.tail(self.name, TASK_STREAM, self._task.version, wait_milliseconds)
+        async with self._writing:
+            self._task = ledger.fold_task(self._task, recorded)
+
+    async def round_at(self, number: int) -> RoundAt:
+        """Returns a round, also one that is over."""
+        if number not in self._rounds:
+            loaded = await ledger.load_round(self._journal, self.name, number)
+            self._rounds.setdefault(number, loaded)
+            self._drop_old(number)
+        return self._rounds[number]
+
+    async def record(self, number: int, event: rounds.Event, *task_events: tasks.Event) -> Applied:
+        """Keeps an event of a round, with events of the task: all or nothing.
+
+        Args:
+            number: The round.
+            event: What happened.
+            *task_events: What it means for the task.
+
+        Returns:
+            What the event made of the round.
+
+        Raises:
+            IllegalEvent: The round or the task has moved on; nothing was kept.
+            StaleWriter: Somebody else wrote; nothing was kept.
+            LeaseLost: Somebody else acts for the task; nothing was kept.
+            JournalUnavailable: Nobody knows whether it was kept.
+        """
+        async with self._writing:
+            now = self.now()
+            at = self._rounds.get(number, RoundAt())
+            applied = ledger.apply(at.attempts, event, now)
+            task = self._task.task
+            for task_event in task_events:
+                task = tasks.step(task, task_event, now)
+            appends = [Append(round_stream(number), at.version, (round_entries.encode(now, event),))]
+            if task_events:
+                appends.append(self._task_append(now, *task_events))
+            await self._journal.append(self.name, appends, lease=self._lease)
+            self._rounds[number] = RoundAt(applied.attempts, at.version + 1)
+            self._task = TaskAt(task, self._task.version + len(task_events))
+            self._drop_old(number)
+            return applied
+
+    async def record_task(self, event: tasks.Event) -> None:
+        """Keeps an event of the task alone. Raises as `record`."""
+        async with self._writing:
+            now = self.now()
+            task = tasks.step(self._task.task, event, now)
+            await self._journal.append(self.name, [self._task_append(now, event)], lease=self._lease)
+            self._task = TaskAt(task, self._task.version + 1)
+
+    def _task_append(self, now: int, *events: tasks.Event) -> Append:
+        return Append(TASK_STREAM, self._task.version, tuple(task_entries.encode(now, event) for event in events))
+
+    def _drop_old(self, needed: int) -> None:
+        for old in sorted(self._rounds)[:-_ROUNDS_KEPT]:
+            if old != needed:
+                del self._rounds[old]

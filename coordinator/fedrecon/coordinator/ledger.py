@@ -1,0 +1,141 @@
+"""Streams of the journal as state: tasks, and the attempts of their rounds.
+
+Rules: reading is replay, whoever reads; the runner that holds a task's lease is the only writer of its rounds. A round
+that is not the newest is read from the journal when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedrecon.coordinator import rounds, tasks
+from fedrecon.coordinator.entries import (
+    REGISTRY_STREAM,
+    REGISTRY_TASK,
+    TASK_STREAM,
+    Entry,
+    registry_entries,
+    round_entries,
+    round_stream,
+    task_entries,
+)
+from fedrecon.coordinator.rounds import Effect, IllegalEvent, Round
+from fedrecon.coordinator.tasks import Task
+from fedrecon.ops.journal import Journal, Recorded
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAt:
+    """A task at a version of its stream.
+
+    Attributes:
+        task: The task; None while the stream is empty.
+        version: Version of the stream.
+    """
+
+    task: Task | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundAt:
+    """A round at a version of its stream.
+
+    Attributes:
+        attempts: Its attempts, in order.
+        version: Version of the stream.
+    """
+
+    attempts: tuple[Round, ...] = ()
+    version: int = 0
+
+    @property
+    def last(self) -> Round | None:
+        """The last attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an event made of a round.
+
+    Attributes:
+        attempts: The round's attempts after it.
+        before: The attempt that it belongs to, before it; None if it opened one.
+        after: The same after it.
+        effects: What to do once the event is kept.
+    """
+
+    attempts: tuple[Round, ...]
+    before: Round | None
+    after: Round
+    effects: tuple[Effect, ...]
+
+
+def apply(attempts: tuple[Round, ...], event: rounds.Event, now: int) -> Applied:
+    """Applies an event to the attempt of a round that it belongs to.
+
+    Args:
+        attempts: The round's attempts, in order.
+        event: What happened.
+        now: When, Unix milliseconds.
+
+    Raises:
+        IllegalEvent: As `rounds.step`.
+    """
+    if isinstance(event, rounds.SessionsFinished):
+        if not 1 <= event.attempt <= len(attempts):
+            raise IllegalEvent(f"sessions of attempt {event.attempt} of a round with {len(attempts)} attempts")
+        place = event.attempt - 1
+    else:
+        place = len(attempts) if isinstance(event, rounds.Opened) else len(attempts) - 1
+    before = attempts[-1] if isinstance(event, rounds.Opened) and attempts else None
+    if place in range(len(attempts)):
+        before = attempts[place]
+    after, effects = rounds.step(before, event, now)
+    return Applied((*attempts[: max(place, 0)], after, *attempts[place + 1 :]), before, after, effects)
+
+
+def fold_task(before: TaskAt, recorded: Iterable[Recorded]) -> TaskAt:
+    """Applies further entries of a task's stream; those it has seen already are left out."""
+    task, version = before.task, before.version
+    for each in recorded:
+        if each.version <= version:
+            continue
+        entry = task_entries.decode(each.event)
+        task, version = tasks.step(task, entry.event, entry.at), each.version
+    return TaskAt(task, version)
+
+
+async def load_task(journal: Journal, name: str) -> TaskAt:
+    """Reads a task."""
+    history = await journal.load(name, TASK_STREAM)
+    return fold_task(TaskAt(None, 0), history.events)
+
+
+async def load_task_entries(journal: Journal, name: str) -> list[Entry[tasks.Event]]:
+    """Reads what happened to a task, in order."""
+    history = await journal.load(name, TASK_STREAM)
+    return [task_entries.decode(each.event) for each in history.events]
+
+
+async def load_round_entries(journal: Journal, name: str, number: int) -> list[Entry[rounds.Event]]:
+    """Reads what happened in a round, in order."""
+    history = await journal.load(name, round_stream(number))
+    return [round_entries.decode(each.event) for each in history.events]
+
+
+async def load_round(journal: Journal, name: str, number: int) -> RoundAt:
+    """Reads a round; without attempts if there is no such round."""
+    attempts: tuple[Round, ...] = ()
+    entries = await load_round_entries(journal, name, number)
+    for entry in entries:
+        attempts = apply(attempts, entry.event, entry.at).attempts
+    return RoundAt(attempts, len(entries))
+
+
+async def load_names(journal: Journal) -> list[str]:
+    """Reads the names of all tasks, sorted."""
+    history = await journal.load(REGISTRY_TASK, REGISTRY_STREAM)
+    return sorted({registry_entries.decode(each.event).event.name for each in history.events})

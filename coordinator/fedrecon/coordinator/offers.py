@@ -1,0 +1,112 @@
+"""One device's offer to take part in one task: from its call to an answer.
+
+Rules: whoever was drawn and asks again gets the same session, from the journal, so an answer that was lost on its way
+costs nothing. A call waits until it is answered or its time is up; then it leaves with a ticket that keeps its
+priority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+from fedrecon.coordinator.answers import Answer, Drawn, KeepWaiting, NoTask, NotDrawn
+from fedrecon.coordinator.assignments import PRIORITY_BYTES, issue_ticket, mark_of, read_ticket
+from fedrecon.coordinator.pacing import Windows, pace
+from fedrecon.coordinator.rounds import Phase, Round
+from fedrecon.coordinator.runner import Runner
+from fedrecon.coordinator.tasks import State
+
+PRESENCE_MILLISECONDS = 10_000
+"""How long before a window's end its ticket holders are asked to call again: only who is there can be drawn."""
+
+_SHARE_OF_WINDOW = 10
+"""Reporting is expected to take this part of its window, until a round has shown how long it takes."""
+
+
+async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milliseconds: int) -> Answer:
+    """Waits for a place in the task's next cohort.
+
+    Args:
+        runner: The task's; it is ready.
+        device_key: The device.
+        ticket: Of an earlier answer; empty if there is none.
+        patience_milliseconds: How long the call may wait.
+    """
+    now = runner.around.clock.now_milliseconds()
+    task, attempt = runner.book.task, runner.book.attempt
+    if task.state is not State.RUNNING:
+        return NoTask(f"the task is {task.state}")
+    if attempt is not None and attempt.phase is Phase.REPORTING:
+        return _place_in(runner, attempt, device_key, now)
+    if until_selection(runner, now) > patience_milliseconds:
+        return NotDrawn("the next round has not begun yet")
+    drawn = None if attempt is None else read_ticket(runner.around.key, attempt, device_key, ticket)
+    priority = int.from_bytes(secrets.token_bytes(PRIORITY_BYTES), "little") if drawn is None else drawn
+    capacity = _capacity(runner)
+    with runner.waiting.place(device_key, priority, capacity) as (answer, kept_priority):
+        await _first_of(runner, answer, now + patience_milliseconds)
+        if answer.done():
+            return answer.result()
+    return _keep_waiting(runner, device_key, kept_priority)
+
+
+def windows_of(runner: Runner) -> Windows:
+    """Returns when devices of a task should come back."""
+    rounds = runner.spec.rounds
+    return pace(
+        until_selection=until_selection(runner, runner.around.clock.now_milliseconds()),
+        selection=rounds.selection_milliseconds,
+        reporting=_expected_reporting(runner),
+        separation=runner.spec.eligibility.minimum_separation_milliseconds,
+        waiting=len(runner.waiting) + runner.sent_away,
+        cohort_size=_capacity(runner),
+    )
+
+
+def until_selection(runner: Runner, now: int) -> int:
+    """Returns the expected milliseconds until devices are gathered again; 0 while they are."""
+    task, attempt = runner.book.task, runner.book.attempt
+    if attempt is None or attempt.is_over:
+        return max(task.retry_at - now, runner.spec.start_unix_milliseconds - now, 0)
+    if attempt.phase is Phase.REPORTING:
+        return max(attempt.assigned_at + _expected_reporting(runner) - now, 0)
+    return 0
+
+
+def _expected_reporting(runner: Runner) -> int:
+    return runner.reporting_milliseconds or runner.spec.rounds.reporting_milliseconds // _SHARE_OF_WINDOW
+
+
+def _capacity(runner: Runner) -> int:
+    return runner.terms.cohort_size
+
+
+def _place_in(runner: Runner, attempt: Round, device_key: bytes, now: int) -> Answer:
+    slot = attempt.slot_of_device(mark_of(runner.around.key, attempt, device_key))
+    if slot is None:
+        runner.sent_away += 1
+        return NotDrawn("the round has its cohort")
+    if slot.session in attempt.finishes:
+        return NotDrawn("this device's session in the round has ended")
+    if now >= attempt.reporting_ends:
+        return NotDrawn("the round's reporting window has ended")
+    return Drawn(attempt, slot)
+
+
+def _keep_waiting(runner: Runner, device_key: bytes, priority: int) -> Answer:
+    attempt, now = runner.book.attempt, runner.around.clock.now_milliseconds()
+    if attempt is None or attempt.phase is not Phase.SELECTING:
+        return NotDrawn("the next round has not begun yet")
+    ticket = issue_ticket(runner.around.key, attempt, device_key, priority)
+    return KeepWaiting(ticket, max(runner.seen.window_ends - PRESENCE_MILLISECONDS - now, 0))
+
+
+async def _first_of(runner: Runner, answer: asyncio.Future[Answer], until: int) -> None:
+    timer: asyncio.Future[None] = asyncio.ensure_future(runner.around.clock.sleep_until(until))
+    waits: set[asyncio.Future[Any]] = {answer, timer}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        timer.cancel()

@@ -1,0 +1,436 @@
+"""One task at work: holds its lease, replays its journal, drives its rounds.
+
+Rules:
+- Persist, then act: an event is kept under the task's lease before any of its effects is performed.
+- Whatever goes wrong with the journal (somebody else wrote, it is away, the lease is lost) ends in one place:
+  everything but the waiting devices is read again, and `rounds.resume` says what to take up. There is no other way
+  to recover.
+- Work with the aggregator runs beside: its result is an event like any other, and one that comes too late is refused by
+  the round itself.
+- A task that has ended stays here for as long as devices may still ask what became of their reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedrecon.coordinator import rounds, tasks
+from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, NoTask, NotDrawn
+from fedrecon.coordinator.assignments import mark_of, participation_of
+from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
+from fedrecon.coordinator.endings import Endings
+from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.plans import load_plan
+from fedrecon.coordinator.rounds import IllegalEvent, Opened, Phase, Round, Seen, Slot
+from fedrecon.coordinator.specs import Prepared, terms_of
+from fedrecon.coordinator.sums import Sums, SumsAway, SumsRefused, committed_of, merge_request, open_request
+from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, State
+from fedrecon.coordinator.waiting import WaitingRoom
+from fedrecon.ops.blobs import BlobStore
+from fedrecon.ops.clock import Clock
+from fedrecon.ops.journal import Journal, JournalUnavailable, LeaseLost, StaleWriter
+from fedrecon.ops.logs import logger_of
+from fedrecon.ops.tokens import SESSION_BYTES
+from fedrecon.v1.aggregator_pb2 import OpenRequest
+from fedrecon.v1.task_pb2 import TaskSpec
+
+_ACQUIRE_MILLISECONDS = 1_000
+_AFTER_OUTAGE_MILLISECONDS = 500
+_AFTER_CRASH_MILLISECONDS = 10_000
+_TAIL_MILLISECONDS = 30_000
+_NEVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all runners of a coordinator share.
+
+    Attributes:
+        journal: Where events are kept.
+        blobs: Where plans and vocabularies lie.
+        sums: The aggregator.
+        clock: The time.
+        measures: What is counted.
+        key: Of round tokens, marks and tickets.
+        blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
+    """
+
+    journal: Journal
+    blobs: BlobStore
+    sums: Sums
+    clock: Clock
+    measures: Measures
+    key: bytes
+    blobs_target: str = ""
+
+
+class Runner:
+    """Runs one task.
+
+    Args:
+        name: The task.
+        around: What it works with.
+
+    Attributes:
+        book: The task's journal.
+        waiting: Devices that wait to be drawn.
+        sent_away: Devices that were refused since the last draw.
+        reporting_milliseconds: How long reporting took last; 0: not known.
+        endings: Ends of sessions on their way into the journal.
+        spec: What was asked for; only while `is_ready`.
+        terms: The numbers that its rounds go by; likewise.
+        is_ready: Set while the lease is held and the journal has been read.
+    """
+
+    def __init__(self, name: str, around: Surroundings) -> None:
+        self.name = name
+        self.around = around
+        self.book = Book(name, around.journal, around.clock, f"coordinator/{secrets.token_hex(8)}")
+        self.waiting: WaitingRoom[Answer] = WaitingRoom(
+            superseded=NotDrawn("a newer check-in of this device took its place"),
+            full=NotDrawn("enough devices wait already"),
+        )
+        self.sent_away = 0
+        self.reporting_milliseconds = 0
+        self.is_ready = asyncio.Event()
+        self.endings = Endings()
+        self.spec = TaskSpec()
+        self.terms = terms_of(self.spec)
+        self._prepared: Prepared | None = None
+        self._seen = Seen()
+        self._cleared: set[bytes] = set()
+        self._groups_expire_at = 0
+        self._woken = asyncio.Event()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._job: asyncio.Task[None] | None = None
+        self._log = logger_of(__name__, task=name)
+
+    @property
+    def prepared(self) -> Prepared:
+        """What the plan gives; only while `is_ready`."""
+        assert self._prepared is not None  # noqa: S101 - read before any round of the task is driven
+        return self._prepared
+
+    @property
+    def seen(self) -> Seen:
+        """What memory knows of the attempt under way."""
+        return replace(self._seen, waiting=len(self.waiting))
+
+    async def run(self) -> None:
+        """Runs the task until it has ended and nobody needs to ask about it any more."""
+        try:
+            while True:
+                try:
+                    while not await self.book.acquire():
+                        await self._pause(_ACQUIRE_MILLISECONDS)
+                    await self._lead()
+                except* LeaseLost:
+                    self._log.warning("lease lost")
+                    self.book.forget_lease()
+                except* (StaleWriter, IllegalEvent) as group:
+                    self._log.warning("journal read again", why=str(group.exceptions[0])[:200])
+                except* JournalUnavailable:
+                    self._log.warning("journal away")
+                    await self._pause(_AFTER_OUTAGE_MILLISECONDS)
+                except* Exception:  # noqa: BLE001 - one broken task must not stop the others
+                    self._log.exception("task cannot run")
+                    await self._pause(_AFTER_CRASH_MILLISECONDS)
+                else:
+                    return
+        finally:
+            self.waiting.answer_all(NoTask("the task does not run here any more"))
+            await self.book.release()
+
+    async def _lead(self) -> None:
+        """Reads the journal, then drives until the task has ended for long enough."""
+        await self._take_up()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for work in (self._renew(), self._follow_task(), self._keep_endings()):
+                    self._begin(work)
+                if (attempt := self.book.attempt) is not None:
+                    for effect in rounds.resume(attempt):
+                        self._perform(attempt, effect)
+                self.is_ready.set()
+                await self._drive()
+                for each in self._beside:
+                    each.cancel()
+        finally:
+            self.is_ready.clear()
+
+    async def _take_up(self) -> None:
+        await self.book.read()
+        task = self.book.task
+        self.spec = TaskSpec.FromString(task.created.spec)
+        self.terms = terms_of(self.spec)
+        if self._prepared is None:
+            self._prepared = await asyncio.to_thread(load_plan, self.spec, self.around.blobs)
+        self._seen, self._job = Seen(), None
+        self.around.measures.note_task(task, self.name)
+
+    async def _renew(self) -> None:
+        while True:
+            await self._pause(RENEW_MILLISECONDS)
+            await self.book.renew()
+
+    async def _follow_task(self) -> None:
+        while True:
+            await self.book.follow_task(_TAIL_MILLISECONDS)
+            if self.book.task.state is not State.RUNNING:
+                self.waiting.answer_all(NoTask(f"the task is {self.book.task.state}"))
+            self._woken.set()
+
+    async def _keep_endings(self) -> None:
+        async for number, attempt, finishes in self.endings.batches():
+            known = (await self.book.round_at(number)).attempts[attempt - 1]
+            fresh = {each.session: each for each in reversed(finishes) if each.session not in known.finishes}
+            if fresh:
+                await self._record(number, rounds.SessionsFinished(attempt, tuple(fresh.values())))
+                self.around.measures.note_finishes(fresh.values())
+
+    # -- what the moment calls for -----------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        while True:
+            self._woken.clear()
+            if await self._advance(self.book.now()):
+                continue
+            instant = self._next_instant()
+            if self.book.task.has_ended and self.book.now() >= instant:
+                return
+            await self._wait_until(instant)
+
+    async def _advance(self, now: int) -> bool:
+        """Does what the moment calls for.
+
+        Returns:
+            Whether anything was done: then more may be called for.
+        """
+        task, attempt = self.book.task, self.book.attempt
+        if attempt is None or attempt.is_over:
+            return await self._advance_between(now)
+        if task.has_ended:
+            await self._abandon(attempt, f"the task was {task.state}: {task.reason}", now)
+            return True
+        if task.state is State.PAUSED and attempt.phase is Phase.SELECTING:
+            return False
+        match rounds.due(attempt, self.seen, now):
+            case None:
+                return False
+            case rounds.Gather():
+                self._begin_window(now)
+            case rounds.DrawCohort(size):
+                await self._draw(attempt, size, now)
+            case rounds.Abandoned(reason):
+                await self._abandon(attempt, reason, now)
+            case rounds.ReportingEnded() as ended:
+                self.reporting_milliseconds = max(now - attempt.assigned_at, 1)
+                await self._record(attempt.number, ended)
+        return True
+
+    async def _advance_between(self, now: int) -> bool:
+        task = self.book.task
+        if 0 < self.spec.end_unix_milliseconds <= now and not task.has_ended:
+            await self.book.record_task(tasks.TaskCompleted("its end has come"))
+            return True
+        if task.state is not State.RUNNING or now < max(task.retry_at, self.spec.start_unix_milliseconds):
+            return False
+        opened = Opened(
+            task=self.name,
+            number=task.number,
+            attempt=task.attempt,
+            terms=self.terms,
+            checkpoint=task.checkpoint,
+            optimizer_state=task.optimizer_state,
+            spec=task.created.spec,
+        )
+        await self._record(task.number, opened)
+        return True
+
+    def _next_instant(self) -> int:
+        task, attempt = self.book.task, self.book.attempt
+        if attempt is not None and not attempt.is_over:
+            is_held = task.state is State.PAUSED and attempt.phase is Phase.SELECTING
+            instant = None if is_held else rounds.next_instant(attempt, self._seen)
+            return _NEVER if instant is None else instant
+        if task.has_ended:
+            return task.ended_at + self.spec.rounds.reporting_milliseconds + self.spec.rounds.aggregating_milliseconds
+        end = self.spec.end_unix_milliseconds or _NEVER
+        begin = max(task.retry_at, self.spec.start_unix_milliseconds)
+        return min(begin, end) if task.state is State.RUNNING else end
+
+    async def _draw(self, attempt: Round, size: int, now: int) -> None:
+        """Opens groups, draws a cohort, and keeps it before anybody is told."""
+        if self._groups_expire_at == 0:  # the same for every try, so that the call stays the same
+            terms = attempt.terms
+            self._groups_expire_at = now + 2 * (terms.reporting_milliseconds + 2 * terms.aggregating_milliseconds)
+        request = open_request(attempt, self.spec, self.prepared, self._groups_expire_at)
+        try:
+            opened = await self.around.sums.open(request)
+        except SumsAway as away:
+            self._log.warning("aggregator away", why=str(away))
+            self._begin_window(self.book.now())
+            return
+        except SumsRefused as refused:
+            await self._abandon(attempt, f"the aggregator refused to open groups: {refused}", self.book.now())
+            return
+        waited = len(self.waiting)
+        drawn = await self._draw_eligible(size)
+        if len(drawn) < attempt.terms.minimum_cohort:
+            self._begin_window(self.book.now())
+            return
+        slots = tuple(
+            Slot(secrets.token_bytes(SESSION_BYTES), mark_of(self.around.key, attempt, device)) for device in drawn
+        )
+        assigned = rounds.Assigned(slots, waited, tuple(opened.groups), opened.aggregator, self._groups_expire_at)
+        applied = await self._record(attempt.number, assigned)
+        for device, slot in zip(drawn, slots, strict=True):
+            self.waiting.answer(device, Drawn(applied, slot))
+        self.sent_away = self.waiting.answer_all(NotDrawn("other devices were drawn for this round"))
+
+    async def _draw_eligible(self, size: int) -> list[bytes]:
+        """Draws devices that did not take part too recently, and notes that they take part now."""
+        separation = self.spec.eligibility.minimum_separation_milliseconds
+        while True:
+            drawn = [candidate.device for candidate in self.waiting.smallest(size)]
+            unclear = [device for device in drawn if device not in self._cleared]
+            if separation == 0 or not unclear:
+                return drawn
+            until = self.book.now() + separation
+            names = [participation_of(self.around.key, self.name, device) for device in unclear]
+            fresh = await asyncio.gather(*(self.around.journal.remember(self.name, name, until) for name in names))
+            for device, is_fresh in zip(unclear, fresh, strict=True):
+                if is_fresh:
+                    self._cleared.add(device)
+                else:
+                    self.waiting.answer(device, Ineligible("this device took part too recently"))
+
+    async def _abandon(self, attempt: Round, reason: str, now: int) -> None:
+        event = rounds.abandon(attempt, reason, now)
+        told = AttemptAbandoned(attempt.number, attempt.attempt, reason, event.retry_at)
+        self._log.warning("round abandoned", round=attempt.number, attempt=attempt.attempt, why=reason)
+        await self._record(attempt.number, event, *tasks.consequences(self.book.task, told, now))
+
+    # -- keeping and acting ------------------------------------------------------------------------------------------
+
+    async def _record(self, number: int, event: rounds.Event, *task_events: tasks.Event) -> Round:
+        applied = await self.book.record(number, event, *task_events)
+        self.around.measures.note_event(self.name, applied.before, applied.after, event, self.book.now())
+        for effect in applied.effects:
+            self._perform(applied.after, effect)
+        self._woken.set()
+        return applied.after
+
+    def _perform(self, attempt: Round, effect: rounds.Effect) -> None:
+        match effect:
+            case rounds.Gather():
+                self._cleared, self._groups_expire_at = set(), 0
+                self._begin_window(self.book.now())
+            case rounds.WatchGroups():
+                self._seen = Seen()
+                self._begin_job(self._watch(attempt))
+            case rounds.CloseGroups():
+                self._begin_job(self._close(attempt))
+            case rounds.MergeGroups(groups):
+                self._begin_job(self._merge(attempt, groups))
+            case rounds.DiscardGroups():
+                self._end_job()
+                self._begin(self._discard(attempt))
+            case rounds.SendAssignments() | rounds.DrawCohort():
+                pass  # whoever drew the cohort holds the devices' calls
+
+    def _begin_window(self, now: int) -> None:
+        self._seen = replace(self._seen, window_ends=now + self.spec.rounds.selection_milliseconds)
+        self._woken.set()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
+
+    def _begin_job(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts work on an attempt's groups; what went before belongs to a phase that is over."""
+        self._end_job()
+        self._job = self._begin(work)
+
+    def _end_job(self) -> None:
+        if self._job is not None and self._job is not asyncio.current_task():
+            self._job.cancel()
+
+    def _opened(self, attempt: Round) -> tuple[OpenRequest, tuple[bytes, ...]]:
+        assert attempt.assigned is not None  # noqa: S101 - groups are opened with the cohort
+        spec = TaskSpec.FromString(attempt.opened.spec)
+        request = open_request(attempt, spec, self.prepared, attempt.assigned.groups_expire_at)
+        return request, attempt.assigned.groups
+
+    async def _watch(self, attempt: Round) -> None:
+        try:
+            async for progress in self.around.sums.follow(*self._opened(attempt)):
+                if progress is None:
+                    self._seen = replace(self._seen, reports=None)
+                else:
+                    self._seen = replace(self._seen, reports=progress.reports, voided=progress.voided)
+                    self.around.measures.note_reports(self.name, progress.reports)
+                self._woken.set()
+        except SumsRefused as refused:
+            await self._abandon(attempt, f"the aggregator gave the round up: {refused}", self.book.now())
+
+    async def _close(self, attempt: Round) -> None:
+        try:
+            closed = await self.around.sums.close(*self._opened(attempt))
+        except SumsRefused as refused:
+            await self._abandon(attempt, f"the aggregator cannot close the groups: {refused}", self.book.now())
+            return
+        await self._record(attempt.number, closed)
+
+    async def _merge(self, attempt: Round, groups: tuple[bytes, ...]) -> None:
+        if attempt.closed is not None and attempt.closed.reports < attempt.terms.minimum_reports:
+            return  # too few: the round is about to be abandoned
+        spec = TaskSpec.FromString(attempt.opened.spec)
+        request = merge_request(attempt, spec, groups)
+        try:
+            merged = await self.around.sums.merge(request, *self._opened(attempt))
+        except SumsRefused as refused:
+            await self._abandon(attempt, f"no checkpoint could be made: {refused}", self.book.now())
+            return
+        event = committed_of(merged)
+        told = CheckpointCommitted(
+            attempt.number,
+            attempt.attempt,
+            event.checkpoint,
+            event.optimizer_state,
+            event.reports,
+            event.weight,
+            event.metric_sums,
+        )
+        self._log.info("round committed", round=attempt.number, attempt=attempt.attempt, reports=event.reports)
+        await self._record(attempt.number, event, *tasks.consequences(self.book.task, told, self.book.now()))
+
+    async def _discard(self, attempt: Round) -> None:
+        request, groups = self._opened(attempt)
+        try:
+            await self.around.sums.close(request, groups, discard=True)
+        except SumsRefused as refused:
+            self._log.warning("groups not discarded", why=str(refused))
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    async def _pause(self, milliseconds: int) -> None:
+        await self.around.clock.sleep_until(self.around.clock.now_milliseconds() + milliseconds)
+
+    async def _wait_until(self, instant: int) -> None:
+        """Waits for an instant or for something to happen, whichever comes first."""
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._woken.wait())]
+        if instant < _NEVER:
+            waits.append(asyncio.ensure_future(self.around.clock.sleep_until(instant)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()

@@ -1,0 +1,239 @@
+"""The Coordinator service: what devices speak to first and last.
+
+Rules: a rejection is an answer, not an error; every answer says when to come back. What a device claims is checked
+before anything of it is looked at: the length of its key, then the token of its session.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import grpc
+
+from fedrecon.coordinator import ledger
+from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, KeepWaiting, NoTask, NotDrawn
+from fedrecon.coordinator.assignments import make_assignment
+from fedrecon.coordinator.choosing import Choice, Misfit, choose, misfit_of
+from fedrecon.coordinator.offers import offer, windows_of
+from fedrecon.coordinator.pacing import Window, Windows, idle
+from fedrecon.coordinator.roster import Roster
+from fedrecon.coordinator.rounds import Finish, Outcome, Phase, Round, fate_of
+from fedrecon.coordinator.runner import Runner
+from fedrecon.coordinator.tasks import State
+from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.tokens import BadTokenError, verify_token
+from fedrecon.v1 import coordinator_pb2
+from fedrecon.v1.common_pb2 import RetryWindow, RetryWindows
+from fedrecon.v1.coordinator_pb2 import (
+    CheckInRequest,
+    CheckInResponse,
+    FinishSessionRequest,
+    FinishSessionResponse,
+    Rejection,
+    RejectionReason,
+    ReportFate,
+    SessionOutcome,
+    Ticket,
+)
+from fedrecon.v1.coordinator_pb2_grpc import CoordinatorServicer
+from fedrecon.wire.digests import DIGEST_BYTES
+
+LONGEST_WAIT_MILLISECONDS = 30_000
+ANSWER_MARGIN_MILLISECONDS = 1_000
+"""Time kept back so that an answer arrives before the caller's deadline."""
+
+_LONGEST_POPULATION = 200
+_LONGEST_SHAPE = 64
+_SHAPE_CHARACTERS = frozenset("-v[]+^!#")
+_DEVICE_KEY_BYTES = DIGEST_BYTES
+_RECOVERING_RETRY = (500, 3_000)
+_OUTCOME_PREFIX = "SESSION_OUTCOME_"
+_COUNTED_AS = {
+    coordinator_pb2.REJECTION_REASON_NO_TASK: "no_task",
+    coordinator_pb2.REJECTION_REASON_FULL: "full",
+    coordinator_pb2.REJECTION_REASON_INELIGIBLE: "ineligible",
+    coordinator_pb2.REJECTION_REASON_VERSION: "version",
+    coordinator_pb2.REJECTION_REASON_FLOORS: "ineligible",
+}
+
+
+class CoordinatorService(CoordinatorServicer):
+    """Answers devices.
+
+    Args:
+        roster: The tasks.
+        idle_milliseconds: When devices without a task come back.
+    """
+
+    def __init__(self, roster: Roster, idle_milliseconds: int) -> None:
+        self._roster = roster
+        self._idle = idle(idle_milliseconds)
+        self._offers: Counter[str] = Counter()
+        self._measures = roster.around.measures
+
+    async def CheckIn(self, request: CheckInRequest, context: Any) -> CheckInResponse:  # noqa: N802 - the contract's name
+        """Offers a device to a task of its population. See `coordinator.proto`."""
+        _check_caller(request)
+        runners = self._roster.of_population(request.population)
+        running = [runner for runner in runners if runner.book.task.state is State.RUNNING]
+        if not running:
+            if not self._roster.is_settled:
+                raise _recovering()
+            return self._rejected(
+                coordinator_pb2.REJECTION_REASON_NO_TASK,
+                f"the population {request.population!r} has no running task",
+                self._idle,
+                0,
+            )
+        minimum_examples = min(runner.spec.work.minimum_examples for runner in running)
+        misfits = [misfit_of(request, runner.spec, runner.prepared.manifest.format) for runner in running]
+        fitting = [runner for runner, misfit in zip(running, misfits, strict=True) if misfit is None]
+        if not fitting:
+            misfit = next(each for each in misfits if isinstance(each, Misfit))
+            return self._rejected(misfit.reason, misfit.why, self._idle, minimum_examples)
+        runner = self._choose(fitting)
+        patience = _patience_milliseconds(context)
+        answer = await offer(runner, request.credentials.device_key, request.ticket, patience)
+        return self._answered(runner, answer, minimum_examples)
+
+    async def FinishSession(  # noqa: N802 - the contract's name
+        self, request: FinishSessionRequest, context: Any
+    ) -> FinishSessionResponse:
+        """Ends a session and tells what became of its report. See `coordinator.proto`."""
+        del context
+        key, around = request.round, self._roster.around
+        if request.outcome == coordinator_pb2.SESSION_OUTCOME_UNSPECIFIED:
+            raise _refuse("OUTCOME_REQUIRED", "The session's outcome is not stated.", "State how it ended.")
+        try:
+            # Without a moment: who comes after the token's expiry still learns what became of the report.
+            verify_token(around.key, key, request.session, request.round_token, 0)
+        except BadTokenError as error:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "BAD_ROUND_TOKEN",
+                f"The session cannot be ended: {error}.",
+                "Send session, round and token as the assignment gave them.",
+            ) from error
+        if len(request.shape) > _LONGEST_SHAPE or not _SHAPE_CHARACTERS.issuperset(request.shape):
+            raise _refuse(
+                "BAD_SHAPE",
+                "The session's shape is not one.",
+                f"Use at most {_LONGEST_SHAPE} of {''.join(sorted(_SHAPE_CHARACTERS))}.",
+            )
+        runner = self._roster.ready_runner(key.task)
+        attempt = await self._attempt(runner, request)
+        if runner is not None and request.session not in attempt.finishes:
+            outcome = Outcome(SessionOutcome.Name(request.outcome).removeprefix(_OUTCOME_PREFIX))
+            finish = Finish(request.session, outcome, request.shape)
+            await runner.endings.keep(key.round, key.attempt, finish)
+            attempt = await self._attempt(runner, request)
+        fate = ReportFate.Value(f"REPORT_FATE_{fate_of(attempt, request.session).value}")
+        windows = self._idle if runner is None or runner.book.task.has_ended else windows_of(runner)
+        return FinishSessionResponse(fate=fate, retry_windows=_on_wire(windows))
+
+    async def _attempt(self, runner: Runner | None, request: FinishSessionRequest) -> Round:
+        """Finds a session's attempt: a genuine token names only what was assigned, unless the journal was lost."""
+        key = request.round
+        if runner is None:
+            if key.task in self._roster.runners:
+                raise _recovering()
+            found = await ledger.load_round(self._roster.around.journal, key.task, key.round)
+        else:
+            found = await runner.book.round_at(key.round)
+        if not (
+            1 <= key.attempt <= len(found.attempts) and found.attempts[key.attempt - 1].has_session(request.session)
+        ):
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                "UNKNOWN_SESSION",
+                "No such session was assigned in this round.",
+                "Check in again.",
+            )
+        return found.attempts[key.attempt - 1]
+
+    def _choose(self, fitting: list[Runner]) -> Runner:
+        choices = [Choice(runner.name, _gathers(runner), runner.spec.traffic_weight) for runner in fitting]
+        chosen = choose(choices, self._offers)
+        self._offers[chosen] += 1
+        return next(runner for runner in fitting if runner.name == chosen)
+
+    def _answered(self, runner: Runner, answer: Answer, minimum_examples: int) -> CheckInResponse:
+        windows = windows_of(runner)
+        match answer:
+            case Drawn(attempt, slot):
+                self._measures.note_check_in("assigned", runner.name)
+                around = runner.around
+                assignment = make_assignment(
+                    around.key, runner.prepared, attempt, slot, around.blobs_target, around.clock.now_milliseconds()
+                )
+                return CheckInResponse(
+                    assignment=assignment, retry_windows=_on_wire(windows), minimum_examples=minimum_examples
+                )
+            case KeepWaiting(ticket, milliseconds):
+                self._measures.note_check_in("waiting", runner.name)
+                return CheckInResponse(
+                    ticket=Ticket(ticket=ticket, wait_milliseconds=milliseconds),
+                    retry_windows=_on_wire(windows),
+                    minimum_examples=minimum_examples,
+                )
+            case NotDrawn(why):
+                reason = coordinator_pb2.REJECTION_REASON_FULL
+            case Ineligible(why):
+                reason = coordinator_pb2.REJECTION_REASON_INELIGIBLE
+            case NoTask(why):
+                reason, windows = coordinator_pb2.REJECTION_REASON_NO_TASK, self._idle
+        return self._rejected(reason, why, windows, minimum_examples, runner.name)
+
+    def _rejected(
+        self, reason: RejectionReason.ValueType, why: str, windows: Windows, minimum_examples: int, task: str = ""
+    ) -> CheckInResponse:
+        self._measures.note_check_in(_COUNTED_AS[reason], task)
+        return CheckInResponse(
+            rejection=Rejection(reason=reason, message=why),
+            retry_windows=_on_wire(windows),
+            minimum_examples=minimum_examples,
+        )
+
+
+def _check_caller(request: CheckInRequest) -> None:
+    if len(request.credentials.device_key) != _DEVICE_KEY_BYTES:
+        raise _refuse(
+            "DEVICE_KEY_REQUIRED",
+            f"The device's public key has {len(request.credentials.device_key)} bytes, not {_DEVICE_KEY_BYTES}.",
+            "Send the Ed25519 key that the device made at first use.",
+        )
+    if not 1 <= len(request.population) <= _LONGEST_POPULATION:
+        raise _refuse("POPULATION_REQUIRED", "The population is missing or too long.", "Name the app's population.")
+
+
+def _patience_milliseconds(context: Any) -> int:
+    remaining = context.time_remaining()
+    left = LONGEST_WAIT_MILLISECONDS if remaining is None else int(remaining * 1000) - ANSWER_MARGIN_MILLISECONDS
+    return max(min(left, LONGEST_WAIT_MILLISECONDS), 0)
+
+
+def _gathers(runner: Runner) -> bool:
+    attempt = runner.book.attempt
+    return attempt is None or attempt.phase is not Phase.REPORTING
+
+
+def _on_wire(windows: Windows) -> RetryWindows:
+    def window(each: Window) -> RetryWindow:
+        return RetryWindow(min_milliseconds=each.minimum, max_milliseconds=each.maximum)
+
+    return RetryWindows(accepted=window(windows.accepted), rejected=window(windows.rejected))
+
+
+def _refuse(reason: str, message: str, advice: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, reason, message, advice)
+
+
+def _recovering() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "RECOVERING",
+        "This coordinator is reading its journal, or another one leads the task.",
+        "Try again in a moment.",
+        retry_milliseconds=_RECOVERING_RETRY,
+    )

@@ -1,0 +1,18 @@
+"""Settings of the coordinator."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fedrecon.ops.settings import Port, Settings
+
+
+class CoordinatorSettings(Settings):
+    """What the coordinator needs beside what all services share."""
+
+    coordinator_port: Port = Field(7001, description="port of the coordinator; 0 for a free one")
+    aggregator_target: str = Field("127.0.0.1:7002", description="where the aggregator's Sums service answers")
+    blobs_target: str = Field("", description="Blobs service that devices are told; empty is the aggregator's own")
+    idle_retry_seconds: float = Field(
+        60.0, gt=0, le=86_400, description="after which a device returns that found no task; at most twice as long"
+    )

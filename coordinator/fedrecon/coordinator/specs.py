@@ -1,0 +1,287 @@
+"""What an operator asks for, checked before anything runs.
+
+Two steps: `check_spec` looks at the specification alone, `prepare` at the plan and vocabularies that it names. Both
+collect every problem before they refuse, so that an operator mends a file once.
+
+What this version does not run yet is refused with the reason NOT_YET_SUPPORTED, never ignored: a task that asks for
+privacy and silently has none would be worse than no task.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fedrecon.coordinator.rounds import Terms, cohort_size_of
+from fedrecon.v1 import task_pb2
+from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
+from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.wire.fixed_point import RING_BITS
+from fedrecon.wire.manifests import (
+    BadSignatureError,
+    MalformedPlanError,
+    fixed_point_of,
+    segment_elements,
+    verify_plan,
+)
+
+RESERVED_NAMES = frozenset({"registry"})
+"""Names of the journal that are no tasks."""
+
+LARGEST_COHORT = 100_000
+LONGEST_MILLISECONDS = 7 * 24 * 60 * 60 * 1000
+_LARGEST_OVER_SELECTION = 100.0
+_LONGEST_POPULATION = 200
+_DIGEST_BYTES = 32
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+
+
+class InvalidSpec(ValueError):  # noqa: N818 - named for what it says
+    """A specification that cannot run.
+
+    Attributes:
+        reason: Stable word for programs.
+        problems: One sentence for each thing that is wrong.
+    """
+
+    def __init__(self, reason: str, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.reason = reason
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What every round of a task takes from its plan.
+
+    Attributes:
+        manifest: The plan.
+        layout: The plan's layout with the task's contribution bounds.
+        segment_elements: Elements of every segment.
+    """
+
+    manifest: Manifest
+    layout: Layout
+    segment_elements: tuple[int, ...]
+
+
+def parse_version(text: str) -> tuple[int, int, int] | None:
+    """Returns `major.minor.patch` as numbers; None if it is no version.
+
+    Example:
+        >>> parse_version("1.12.0"), parse_version("1.x")
+        ((1, 12, 0), None)
+    """
+    match = _VERSION.fullmatch(text)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+
+
+def terms_of(spec: TaskSpec) -> Terms:
+    """Returns the numbers that attempts of a checked specification go by."""
+    rounds = spec.rounds
+    return Terms(
+        report_goal=rounds.report_goal,
+        cohort_size=cohort_size_of(rounds.report_goal, rounds.over_selection),
+        minimum_cohort=rounds.minimum_cohort or rounds.minimum_reports,
+        minimum_reports=rounds.minimum_reports,
+        selection_milliseconds=rounds.selection_milliseconds,
+        reporting_milliseconds=rounds.reporting_milliseconds,
+        aggregating_milliseconds=rounds.aggregating_milliseconds,
+        retry_milliseconds=rounds.retry_milliseconds,
+    )
+
+
+def check_spec(spec: TaskSpec) -> None:
+    """Raises unless a specification makes sense by itself.
+
+    Raises:
+        InvalidSpec: It does not (`INVALID_SPEC`), or asks for what this version does not run (`NOT_YET_SUPPORTED`).
+    """
+    problems = (
+        *_naming_problems(spec),
+        *_round_problems(spec),
+        *_work_problems(spec),
+        *_optimizer_problems(spec),
+        *_sum_problems(spec),
+    )
+    if problems:
+        raise InvalidSpec("INVALID_SPEC", problems)
+    unsupported = tuple(_unsupported(spec))
+    if unsupported:
+        raise InvalidSpec("NOT_YET_SUPPORTED", unsupported)
+
+
+def prepare(spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int]) -> Prepared:
+    """Returns what rounds take from the plan.
+
+    Args:
+        spec: A checked specification.
+        manifest: Its plan.
+        rows: Rows of every vocabulary in force.
+
+    Raises:
+        InvalidSpec: Specification and plan do not fit (`INVALID_SPEC`), the plan is not whole (`MALFORMED_PLAN`), or
+            its signature is not its publisher's (`BAD_SIGNATURE`).
+    """
+    if spec.HasField("signature"):
+        try:
+            verify_plan(spec.plan.digest, spec.signature)
+        except BadSignatureError as error:
+            raise InvalidSpec("BAD_SIGNATURE", (str(error),)) from error
+    layout = Layout()
+    layout.CopyFrom(manifest.layout)
+    problems = list(_hyperparameter_problems(spec, manifest))
+    named = {segment.parameter for segment in layout.segments}
+    problems += [f"bounds.{name}: the layout has no such parameter" for name in sorted(set(spec.bounds) - named)]
+    for segment in layout.segments:
+        segment.bound = spec.bounds.get(segment.parameter, segment.bound)
+    if problems:
+        raise InvalidSpec("INVALID_SPEC", tuple(problems))
+    grown = tuple(_vocabulary_problems(manifest, rows))
+    if grown:
+        raise InvalidSpec("NOT_YET_SUPPORTED", grown)
+    try:
+        elements = segment_elements(layout, manifest, rows)
+    except (MalformedPlanError, KeyError) as error:
+        raise InvalidSpec("MALFORMED_PLAN", (f"the plan's layout: {error}",)) from error
+    try:
+        fixed_point_of(layout, elements, [metric.bound for metric in manifest.metrics], spec.secure_sum)
+    except ValueError as error:
+        raise InvalidSpec("INVALID_SPEC", (f"secure_sum and bounds: {error}",)) from error
+    return Prepared(manifest, layout, tuple(elements))
+
+
+def _naming_problems(spec: TaskSpec) -> Iterator[str]:
+    if _NAME.fullmatch(spec.name) is None:
+        yield f"name {spec.name!r}: use 1 to 63 lower-case letters, digits and `-`, with no `-` at either end"
+    if spec.name in RESERVED_NAMES:
+        yield f"name {spec.name!r} is reserved: choose another"
+    if not 1 <= len(spec.population) <= _LONGEST_POPULATION:
+        yield f"population: 1 to {_LONGEST_POPULATION} characters are needed"
+    if len(spec.plan.digest) != _DIGEST_BYTES:
+        yield "plan: its digest of 32 bytes is needed"
+    if 0 < spec.end_unix_milliseconds <= spec.start_unix_milliseconds:
+        yield "end_unix_milliseconds: the task would end before it starts"
+    if not 0 <= spec.traffic_weight < math.inf:
+        yield f"traffic_weight {spec.traffic_weight}: a number of at least 0 is needed"
+    for field in ("minimum_sdk_version", "maximum_sdk_version"):
+        text = getattr(spec.eligibility, field)
+        if text and parse_version(text) is None:
+            yield f"eligibility.{field} {text!r}: write it as `major.minor.patch`"
+
+
+def _round_problems(spec: TaskSpec) -> Iterator[str]:
+    rounds = spec.rounds
+    if rounds.report_goal < 1:
+        yield "rounds.report_goal: at least 1 is needed"
+        return
+    if not 1 <= rounds.over_selection <= _LARGEST_OVER_SELECTION:
+        yield f"rounds.over_selection {rounds.over_selection}: 1 to {_LARGEST_OVER_SELECTION:g} is allowed"
+        return
+    terms = terms_of(spec)
+    if terms.cohort_size > LARGEST_COHORT:
+        yield f"rounds: a cohort of {terms.cohort_size} devices is larger than {LARGEST_COHORT}"
+    if not 1 <= rounds.minimum_reports <= rounds.report_goal:
+        yield f"rounds.minimum_reports {rounds.minimum_reports}: 1 to report_goal ({rounds.report_goal}) is allowed"
+    elif not rounds.minimum_reports <= terms.minimum_cohort <= terms.cohort_size:
+        yield (
+            f"rounds.minimum_cohort {rounds.minimum_cohort}: minimum_reports ({rounds.minimum_reports}) to the cohort "
+            f"size ({terms.cohort_size}) is allowed"
+        )
+    for field in ("selection_milliseconds", "reporting_milliseconds", "aggregating_milliseconds"):
+        if not 1 <= getattr(rounds, field) <= LONGEST_MILLISECONDS:
+            yield f"rounds.{field} {getattr(rounds, field)}: 1 to {LONGEST_MILLISECONDS} is allowed"
+    if rounds.retry_milliseconds > LONGEST_MILLISECONDS:
+        yield f"rounds.retry_milliseconds {rounds.retry_milliseconds}: at most {LONGEST_MILLISECONDS} is allowed"
+
+
+def _work_problems(spec: TaskSpec) -> Iterator[str]:
+    work = spec.work
+    if work.split == task_pb2.SPLIT_RULE_UNSPECIFIED:
+        yield f"work.split: state one of {', '.join(task_pb2.SplitRule.keys()[1:])}"
+    needs_fraction = work.split in {task_pb2.SPLIT_RULE_BY_TIME, task_pb2.SPLIT_RULE_BY_FRACTION}
+    if needs_fraction and not 0 < work.support_fraction < 1:
+        rule = task_pb2.SplitRule.Name(work.split)
+        yield f"work.support_fraction {work.support_fraction}: {rule} needs one in (0, 1)"
+    if 0 < work.maximum_examples < work.minimum_examples:
+        yield "work.maximum_examples: at least minimum_examples is needed, or 0 for all"
+    for field in ("reconstruct_schedule", "update_schedule"):
+        schedule: Schedule = getattr(work, field)
+        if work.HasField(field) and schedule.batch_size < 1:
+            yield f"work.{field}.batch_size: at least 1 is needed"
+
+
+def _optimizer_problems(spec: TaskSpec) -> Iterator[str]:
+    optimizer = spec.optimizer
+    if optimizer.rule == task_pb2.OPTIMIZER_RULE_UNSPECIFIED:
+        yield f"optimizer.rule: state one of {', '.join(task_pb2.OptimizerRule.keys()[1:])}"
+    if not 0 < optimizer.rate < math.inf:
+        yield f"optimizer.rate {optimizer.rate}: a number above 0 is needed"
+    for field in ("momentum", "second_momentum"):
+        if not 0 <= getattr(optimizer, field) < 1:
+            yield f"optimizer.{field} {getattr(optimizer, field)}: a number in [0, 1) is needed"
+    if optimizer.rule > task_pb2.OPTIMIZER_RULE_SGD and not 0 < optimizer.adaptivity < math.inf:
+        yield f"optimizer.adaptivity {optimizer.adaptivity}: an adaptive rule needs a number above 0"
+    if not 0 <= optimizer.initial_accumulator < math.inf:
+        yield f"optimizer.initial_accumulator {optimizer.initial_accumulator}: a number of at least 0 is needed"
+
+
+def _sum_problems(spec: TaskSpec) -> Iterator[str]:
+    secure_sum = spec.secure_sum
+    if secure_sum.protocol == task_pb2.SUM_PROTOCOL_UNSPECIFIED:
+        yield f"secure_sum.protocol: state one of {', '.join(task_pb2.SumProtocol.keys()[1:])}"
+    if secure_sum.ring_bits not in RING_BITS:
+        yield f"secure_sum.ring_bits {secure_sum.ring_bits}: one of {', '.join(map(str, RING_BITS))} is needed"
+    if secure_sum.maximum_weight < 1:
+        yield "secure_sum.maximum_weight: at least 1 is needed"
+    if secure_sum.minimum_group > spec.rounds.report_goal:
+        yield (
+            f"secure_sum.minimum_group {secure_sum.minimum_group}: no group can be opened with a report_goal of "
+            f"{spec.rounds.report_goal}"
+        )
+    if spec.rounds.report_goal < 1 or not 1 <= spec.rounds.over_selection <= _LARGEST_OVER_SELECTION:
+        return
+    cohort_size = terms_of(spec).cohort_size
+    if secure_sum.maximum_reports < cohort_size:
+        yield (
+            f"secure_sum.maximum_reports {secure_sum.maximum_reports}: the cohort of {cohort_size} devices may all "
+            "report, so at least that many must fit the sum"
+        )
+
+
+def _unsupported(spec: TaskSpec) -> Iterator[str]:
+    if spec.secure_sum.protocol == task_pb2.SUM_PROTOCOL_SECAGG_PLUS:
+        yield "secure_sum.protocol SECAGG_PLUS: this version runs TRUSTED only"
+    if spec.HasField("privacy"):
+        yield "privacy: this version adds no noise and claims no guarantee; leave it out"
+    if spec.evaluation.every_rounds or spec.evaluation.held_out_share:
+        yield "evaluation: this version runs training rounds only; leave every_rounds and held_out_share at 0"
+    if spec.rounds.maximum_over_selection:
+        yield "rounds.maximum_over_selection: this version does not learn it from drop-out; leave it at 0"
+
+
+def _hyperparameter_problems(spec: TaskSpec, manifest: Manifest) -> Iterator[str]:
+    for name, value in sorted(spec.work.hyperparameters.items()):
+        if name not in manifest.hyperparameters:
+            known = ", ".join(sorted(manifest.hyperparameters)) or "none"
+            yield f"work.hyperparameters.{name}: the plan has no such hyperparameter; it has {known}"
+            continue
+        limits = manifest.hyperparameters[name]
+        if not limits.minimum <= value <= limits.maximum:
+            yield (
+                f"work.hyperparameters.{name} {value:g}: the plan was verified for {limits.minimum:g} to "
+                f"{limits.maximum:g}"
+            )
+
+
+def _vocabulary_problems(manifest: Manifest, rows: Mapping[str, int]) -> Iterator[str]:
+    for parameter in manifest.parameters:
+        count = rows.get(parameter.vocabulary)
+        if count is not None and count != parameter.shape[0]:
+            yield (
+                f"vocabularies.{parameter.vocabulary}: {count} rows, the initial checkpoint's {parameter.name!r} has "
+                f"{parameter.shape[0]}; this version trains on the rows of the initial checkpoint"
+            )

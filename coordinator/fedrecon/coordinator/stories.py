@@ -1,0 +1,96 @@
+"""The journal of a round in words: one sentence for each event, for operators who ask why.
+
+Sentences are made of the journal alone, so the same journal always tells the same story.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+
+from fedrecon.coordinator import rounds
+from fedrecon.coordinator.rounds import EndedBecause, Outcome
+
+_SHOWN_DIGITS = 12
+
+
+def tell(at: int, event: rounds.Event) -> str:
+    """Returns an event as a sentence that begins with its moment.
+
+    Args:
+        at: Unix milliseconds.
+        event: What happened.
+
+    Example:
+        >>> tell(1000, rounds.ReportingEnded(EndedBecause.GOAL_MET, 100))
+        '1970-01-01 00:00:01.000 UTC: Reporting ended because the report goal was met: 100 reports were acknowledged.'
+    """
+    moment = datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{moment}.{at % 1000:03} UTC: {_sentence(at, event)}"
+
+
+def _sentence(at: int, event: rounds.Event) -> str:  # noqa: PLR0911 - one return for each event
+    match event:
+        case rounds.Opened():
+            return _opened(event)
+        case rounds.Assigned():
+            return (
+                f"{_count(len(event.slots), 'device')} of {event.waiting} that waited were drawn and assigned; they "
+                f"report to {event.aggregator}."
+            )
+        case rounds.SessionsFinished():
+            counted = Counter(finish.outcome for finish in event.finished)
+            ended = ", ".join(f"{counted[outcome]} {_TOLD[outcome]}" for outcome in Outcome if outcome in counted)
+            return f"{_count(len(event.finished), 'session')} of attempt {event.attempt} ended: {ended}."
+        case rounds.ReportingEnded():
+            reports = _count(event.reports, "report")
+            was = "was" if event.reports == 1 else "were"
+            return f"Reporting ended because {_BECAUSE[event.because]}: {reports} {was} acknowledged."
+        case rounds.GroupsClosed():
+            voided = f"; {_count(event.voided, 'report')} became void" if event.voided else ""
+            groups = _count(len(event.groups), "sum group")
+            return f"{groups} closed with {_count(event.reports, 'report')}{voided}."
+        case rounds.Committed():
+            return (
+                f"Committed checkpoint {_short(event.checkpoint.digest)} ({event.checkpoint.size} bytes) out of "
+                f"{_count(event.reports, 'report')} of weight {event.weight}; the mean update has norm "
+                f"{event.update_norm:.6g}."
+            )
+        case rounds.Abandoned():
+            wait = max(event.retry_at - at, 0) / 1000
+            return f"Abandoned because {event.reason}; the next attempt may begin {wait:g} s later."
+
+
+def _opened(event: rounds.Opened) -> str:
+    terms = event.terms
+    return (
+        f"Attempt {event.attempt} of round {event.number} opened from checkpoint {_short(event.checkpoint.digest)}: "
+        f"{_count(terms.report_goal, 'report')} wanted of up to {_count(terms.cohort_size, 'device')}, at least "
+        f"{terms.minimum_reports} needed."
+    )
+
+
+_BECAUSE = {
+    EndedBecause.GOAL_MET: "the report goal was met",
+    EndedBecause.ALL_FINISHED: "all sessions had ended",
+    EndedBecause.WINDOW_ENDED: "the reporting window ended",
+}
+
+_TOLD = {
+    Outcome.UPLOADED: "uploaded",
+    Outcome.LOCAL_FAILED: "failed on the device",
+    Outcome.NOT_ELIGIBLE: "had too few examples",
+    Outcome.LOCAL_TIMEOUT: "worked too long",
+    Outcome.UPLOAD_TIMEOUT: "uploaded too slowly",
+    Outcome.CANCELLED: "were stopped by app or user",
+    Outcome.REFUSED: "refused the assignment",
+    Outcome.TOO_LATE: "came too late",
+}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _short(digest: bytes) -> str:
+    return digest.hex()[:_SHOWN_DIGITS]

@@ -1,0 +1,286 @@
+"""A task over its whole life, as a pure fold of its events.
+
+States: RUNNING <-> PAUSED, then COMPLETED or CANCELLED for good. Which round and attempt come next, from which
+checkpoint, and how often in a row attempts were abandoned all follow from the events of this one stream; what happened
+within a round lies in the round's own stream.
+
+Rules: `step` raises `IllegalEvent` before anything changes. A commit writes `CheckpointCommitted` here and `Committed`
+in the round's stream in one append, so that neither is ever without the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from fedrecon.coordinator.rounds import Blob, IllegalEvent
+
+
+class State(StrEnum):
+    """What a task does."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCreated:
+    """An operator registered the task.
+
+    Attributes:
+        spec: `TaskSpec`, serialised.
+        checkpoint: The plan's initial checkpoint.
+        maximum_rounds: Rounds after which it is complete; 0: no limit.
+        maximum_attempts: Abandoned attempts in a row after which it pauses itself; 0: no limit.
+        operator: Who.
+    """
+
+    spec: bytes
+    checkpoint: Blob
+    maximum_rounds: int
+    maximum_attempts: int
+    operator: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPaused:
+    """No new rounds begin.
+
+    Attributes:
+        reason: Why.
+        operator: Who; empty: the task itself.
+    """
+
+    reason: str
+    operator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResumed:
+    """Rounds go on.
+
+    Attributes:
+        operator: Who.
+    """
+
+    operator: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCancelled:
+    """The task has ended for good.
+
+    Attributes:
+        reason: Why.
+        operator: Who.
+    """
+
+    reason: str
+    operator: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCompleted:
+    """The task has done what it was created for.
+
+    Attributes:
+        reason: What that was.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCommitted:
+    """A round's checkpoint became the live one.
+
+    Attributes:
+        number: The round.
+        attempt: Its attempt.
+        checkpoint: The checkpoint.
+        optimizer_state: The optimizer's state that belongs to it.
+        reports: Reports in it.
+        weight: Sum of their weights.
+        metric_sums: Sums over the reports, by name.
+    """
+
+    number: int
+    attempt: int
+    checkpoint: Blob
+    optimizer_state: Blob | None
+    reports: int
+    weight: int
+    metric_sums: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptAbandoned:
+    """An attempt of a round was given up.
+
+    Attributes:
+        number: The round.
+        attempt: Its attempt.
+        reason: Why.
+        retry_at: Earliest moment of the next attempt.
+    """
+
+    number: int
+    attempt: int
+    reason: str
+    retry_at: int
+
+
+Event = TaskCreated | TaskPaused | TaskResumed | TaskCancelled | TaskCompleted | CheckpointCommitted | AttemptAbandoned
+EVENT_TYPES = (
+    TaskCreated,
+    TaskPaused,
+    TaskResumed,
+    TaskCancelled,
+    TaskCompleted,
+    CheckpointCommitted,
+    AttemptAbandoned,
+)
+OPERATOR_EVENTS = (TaskCreated, TaskPaused, TaskResumed, TaskCancelled)
+"""What the audit lists, if an operator did it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as its events have left it. Instants are Unix milliseconds.
+
+    Attributes:
+        created: How it began.
+        created_at: When.
+        state: What it does.
+        checkpoint: The live checkpoint.
+        optimizer_state: State of the server optimizer that belongs to it.
+        committed: Rounds committed.
+        abandoned: Attempts abandoned, over all rounds.
+        attempt: Attempt of round `committed + 1` that runs or comes next.
+        abandoned_in_a_row: Attempts abandoned since the last commit or resumption.
+        retry_at: Earliest moment of the next attempt.
+        reason: Why it is in its state, where there is a reason.
+        committed_at: When the last round was committed; 0: none was.
+        ended_at: When it was completed or cancelled; 0: it was not.
+    """
+
+    created: TaskCreated
+    created_at: int
+    state: State
+    checkpoint: Blob
+    optimizer_state: Blob | None = None
+    committed: int = 0
+    abandoned: int = 0
+    attempt: int = 1
+    abandoned_in_a_row: int = 0
+    retry_at: int = 0
+    reason: str = ""
+    committed_at: int = 0
+    ended_at: int = 0
+
+    @property
+    def number(self) -> int:
+        """Number of the round that runs or comes next."""
+        return self.committed + 1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in {State.COMPLETED, State.CANCELLED}
+
+
+def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: PLR0911 - one return for each event
+    """Applies an event.
+
+    Args:
+        task: The task as it stands; None before it is created.
+        event: What happened.
+        now: When, Unix milliseconds.
+
+    Raises:
+        IllegalEvent: It cannot happen now; nothing was changed.
+    """
+    if isinstance(event, TaskCreated):
+        if task is not None:
+            raise IllegalEvent("the task exists already")
+        return Task(event, now, State.RUNNING, event.checkpoint)
+    if task is None:
+        raise IllegalEvent(f"{type(event).__name__} before the task was created")
+    match event:
+        case TaskPaused():
+            _require(task, State.RUNNING, event)
+            return replace(task, state=State.PAUSED, reason=event.reason)
+        case TaskResumed():
+            _require(task, State.PAUSED, event)
+            return replace(task, state=State.RUNNING, reason="", abandoned_in_a_row=0, retry_at=now)
+        case TaskCancelled():
+            _require_open(task, event)
+            return replace(task, state=State.CANCELLED, reason=event.reason, ended_at=now)
+        case TaskCompleted():
+            _require_open(task, event)
+            return replace(task, state=State.COMPLETED, reason=event.reason, ended_at=now)
+        case CheckpointCommitted():
+            _require_attempt(task, event)
+            return replace(
+                task,
+                checkpoint=event.checkpoint,
+                optimizer_state=event.optimizer_state,
+                committed=event.number,
+                attempt=1,
+                abandoned_in_a_row=0,
+                retry_at=now,
+                committed_at=now,
+            )
+        case AttemptAbandoned():
+            _require_attempt(task, event)
+            return replace(
+                task,
+                abandoned=task.abandoned + 1,
+                attempt=event.attempt + 1,
+                abandoned_in_a_row=task.abandoned_in_a_row + 1,
+                retry_at=event.retry_at,
+            )
+
+
+def consequences(before: Task, event: CheckpointCommitted | AttemptAbandoned, now: int) -> tuple[Event, ...]:
+    """Returns an event with what must be recorded together with it: the task's own pause or completion.
+
+    Args:
+        before: The task before the event.
+        event: What happened.
+        now: When, Unix milliseconds.
+
+    Raises:
+        IllegalEvent: As `step`.
+    """
+    after = step(before, event, now)
+    created = after.created
+    if after.has_ended:
+        return (event,)
+    if isinstance(event, CheckpointCommitted) and 0 < created.maximum_rounds <= after.committed:
+        return (event, TaskCompleted(f"all of its {created.maximum_rounds} rounds are committed"))
+    tired = 0 < created.maximum_attempts <= after.abandoned_in_a_row
+    if isinstance(event, AttemptAbandoned) and tired and after.state is State.RUNNING:
+        times = f"{after.abandoned_in_a_row} attempts in a row were abandoned"
+        return (event, TaskPaused(f"{times}, the last one because {event.reason}"))
+    return (event,)
+
+
+def _require(task: Task, state: State, event: Event) -> None:
+    if task.state is not state:
+        raise IllegalEvent(f"{type(event).__name__}: the task is {task.state}, not {state}")
+
+
+def _require_open(task: Task, event: Event) -> None:
+    if task.has_ended:
+        raise IllegalEvent(f"{type(event).__name__}: the task is {task.state} already")
+
+
+def _require_attempt(task: Task, event: CheckpointCommitted | AttemptAbandoned) -> None:
+    if (event.number, event.attempt) != (task.number, task.attempt):
+        raise IllegalEvent(
+            f"{type(event).__name__} of attempt {event.attempt} of round {event.number}: "
+            f"attempt {task.attempt} of round {task.number} is next"
+        )
