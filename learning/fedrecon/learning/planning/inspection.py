@@ -128,7 +128,7 @@ def _trace(model: FederatedModel) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
 
 def _check_graph(model: FederatedModel, traced: fx.GraphModule, found: Mapping[str, fx.Node]) -> None:
     for node in traced.graph.nodes:
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _draws(node):
             raise PlanError(f"{_layer(node)} draws random numbers ({_operator(node)}); no graph may: remove it")
     lookups = {
         node: each.vocabulary
@@ -144,6 +144,13 @@ def _check_graph(model: FederatedModel, traced: fx.GraphModule, found: Mapping[s
             raise PlanError(
                 f"{_layer(node)} looks rows of vocabulary {vocabulary!r} up in a table that is not row-sparse"
             )
+
+
+def _draws(node: fx.Node) -> bool:
+    """Returns whether an operator draws random numbers; dropout does only in training mode."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return not (node.target is torch.ops.aten.dropout.default and node.args[2] is False)
 
 
 def _check_table(name: str, vocabulary: str, table: fx.Node, lookups: Mapping[fx.Node, str]) -> None:

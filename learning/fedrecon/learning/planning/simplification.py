@@ -40,6 +40,9 @@ def simplify(what: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: 
     Raises:
         PlanError: the graph holds a table as a constant, or operators outside ONNX's own set.
     """
+    foreign = next((node for node in model.graph.node if node.domain), None)
+    if foreign is not None:
+        raise PlanError(f"graph {what}: operator {foreign.domain}::{foreign.op_type} is outside ONNX's own set")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     graph = inferred.graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
@@ -55,8 +58,6 @@ def simplify(what: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: 
     constants: dict[str, TensorProto] = {}
     seen: dict[bytes, str] = {}
     for node in _with_axes_from_the_front(graph.node, ranks):
-        if node.domain:
-            raise PlanError(f"graph {what}: operator {node.domain}::{node.op_type} is outside ONNX's own set")
         plain = _plain(node, renamed)
         same = _does_nothing(plain, types, constants)
         if same is not None:

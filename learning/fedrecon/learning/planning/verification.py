@@ -21,7 +21,7 @@ from torch import Tensor
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning.graphs import PlanGraph
 from fedrecon.learning.planning.values import PlanError
-from fedrecon.learning.reconstruction import UPDATE_RATE, Ridge
+from fedrecon.learning.reconstruction import UPDATE_RATE, Hyperparameter, Ridge
 from fedrecon.learning.simulation import Steps, descend, reconstruct, solve_ridge
 from fedrecon.v1 import plan_pb2
 
@@ -33,8 +33,6 @@ Levels = tuple[tuple[str, Any], ...]
 RELATIVE_TOLERANCE = 1e-5
 ABSOLUTE_TOLERANCE = 1e-6
 
-# Random parameters differ from the initial ones by at least this much: initial biases are 0, which hides mistakes.
-SMALLEST_NOISE = 0.1
 # Row numbers that `touch` sees are those of the whole vocabulary, not only of the rows given to the other graphs.
 TOUCHED_ROWS = 1000
 
@@ -55,6 +53,7 @@ class CaseShape:
         batch: examples in a step.
         rows: rows of every vocabulary.
         place: 0 for the minimum of hyperparameters, 1 for the maximum, None for anything between.
+        noise: smallest deviation of random parameters from the initial ones, which may be 0 and hide mistakes.
         recorded: whether it becomes one of the plan's recorded answers.
     """
 
@@ -64,6 +63,7 @@ class CaseShape:
     batch: int
     rows: int
     place: float | None = None
+    noise: float = 0.1
     recorded: bool = False
 
 
@@ -73,8 +73,10 @@ case_shapes = (
     CaseShape("no_steps", examples=6, steps=0, batch=3, rows=5),
     CaseShape("one_example", examples=1, steps=1, batch=1, rows=1),
     CaseShape("repeated", examples=31, steps=7, batch=5, rows=2),
-    CaseShape("smallest", examples=17, steps=3, batch=8, rows=12, place=0.0),
-    CaseShape("largest", examples=200, steps=3, batch=19, rows=40, place=1.0),
+    CaseShape("smallest", examples=200, steps=3, batch=19, rows=40, place=0.0),
+    CaseShape("largest", examples=17, steps=3, batch=8, rows=12, place=1.0),
+    # Parameters as large as trained ones and few examples: the hardest for conjugate gradient.
+    CaseShape("few_large", examples=30, steps=2, batch=5, rows=30, place=0.0, noise=0.3),
 )
 
 
@@ -216,10 +218,10 @@ class Case:
 def draw_case(model: FederatedModel, shape: CaseShape, generator: np.random.Generator) -> Case:
     """Returns random inputs of these extents."""
     globals_ = {
-        name: _near(value, shape.rows if name in model.vocabularies else None, generator)
+        name: _near(value, shape.rows if name in model.vocabularies else None, shape.noise, generator)
         for name, value in model.global_parameters.items()
     }
-    locals_ = {name: _near(value, None, generator) for name, value in model.local_parameters.items()}
+    locals_ = {name: _near(value, None, shape.noise, generator) for name, value in model.local_parameters.items()}
     fields: dict[str, Tensor] = {}
     touched: dict[str, Tensor] = {}
     for each in model.fields:
@@ -246,17 +248,23 @@ def draw_case(model: FederatedModel, shape: CaseShape, generator: np.random.Gene
     for name, limits in model.hyperparameters.items():
         extents = (shape.steps,) if name.endswith(".rate") else ()
         place = generator.random(extents) if shape.place is None else np.full(extents, shape.place)
-        drawn = limits.minimum + (limits.maximum - limits.minimum) * place
-        numbers[name] = torch.from_numpy(np.asarray(drawn, dtype=np.float32))
+        numbers[name] = torch.from_numpy(np.asarray(_between(limits, place), dtype=np.float32))
     return Case(globals_, locals_, fields, touched, steps, used, numbers)
 
 
-def _near(value: Tensor, rows: int | None, generator: np.random.Generator) -> Tensor:
+def _between(limits: Hyperparameter, place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns numbers between the limits; by their logarithm where the limits are positive, as ridges are."""
+    if limits.minimum > 0:
+        return limits.minimum * (limits.maximum / limits.minimum) ** place
+    return limits.minimum + (limits.maximum - limits.minimum) * place
+
+
+def _near(value: Tensor, rows: int | None, smallest: float, generator: np.random.Generator) -> Tensor:
     """Returns `value` (of another number of rows, repeated or cut) with noise of its own size."""
     array = value.numpy()
     if rows is not None:
         array = np.resize(array, (rows, *array.shape[1:]))
-    noise = max(float(array.std()) if array.size > 1 else 0.0, SMALLEST_NOISE)
+    noise = max(float(array.std()) if array.size > 1 else 0.0, smallest)
     drawn = array + noise * generator.standard_normal(array.shape)
     return torch.from_numpy(np.asarray(drawn, dtype=np.float32))
 

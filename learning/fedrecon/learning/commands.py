@@ -1,0 +1,320 @@
+"""`fedrecon plan`: make a publisher key, compile a model into a signed plan, look at a plan, check one.
+
+Rules: what a person got wrong is a `UserMistake`; with `--json` a command prints exactly one object. Torch is
+imported only where a plan is compiled or run, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.v1 import common_pb2, plan_pb2
+
+if TYPE_CHECKING:
+    from fedrecon.learning.planning import Bundle
+    from fedrecon.learning.reconstruction import Reconstruction
+
+plan = typer.Typer(no_args_is_help=True, help="Compile models into signed training plans, and check plans.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+PlanFolder = Annotated[Path, typer.Argument(help="Folder of the plan.", metavar="DIR")]
+
+CSV_HEADER = ["key", "title"]
+
+
+class ModelName(Enum):
+    """Models that can be compiled from the command line."""
+
+    MATRIX_FACTORIZATION = "matrix-factorization"
+
+
+class ReconstructionName(Enum):
+    """How local parameters are found."""
+
+    GRADIENT = "gradient"
+    RIDGE = "ridge"
+
+
+@plan.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(help="File for the private key; must not exist.")], as_json: AsJson = False
+) -> None:
+    """Make a publisher key and print its public half, which apps trust."""
+    from fedrecon.learning.planning.keys import generate_key
+
+    with _mistakes():
+        public = generate_key(path)
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "publisher_key": public}))
+    else:
+        typer.echo(public)
+
+
+@plan.command(name="compile")
+def compile_command(
+    items: Annotated[Path, typer.Option(help="CSV file of the items, with the columns key,title.")],
+    key: Annotated[Path, typer.Option(help="The publisher's private key, from `fedrecon plan keygen`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the plan; must not exist.")],
+    model: Annotated[ModelName, typer.Option(help="What to compile.")] = ModelName.MATRIX_FACTORIZATION,
+    factors: Annotated[int, typer.Option(help="Length of item and user vectors.", min=1)] = 20,
+    mean: Annotated[float, typer.Option(help="Constant part of every prediction.")] = 3.5,
+    bias: Annotated[bool, typer.Option(help="Whether items and users have a bias.")] = True,
+    minimum: Annotated[float, typer.Option(help="Smallest rating.")] = 0.5,
+    maximum: Annotated[float, typer.Option(help="Largest rating.")] = 5.0,
+    reconstruction: Annotated[
+        ReconstructionName, typer.Option(help="How a device finds its user vector.")
+    ] = ReconstructionName.RIDGE,
+    ridge: Annotated[float, typer.Option(help="Default ridge, for --reconstruction ridge.")] = 5.0,
+    rate: Annotated[float, typer.Option(help="Default rate, for --reconstruction gradient.")] = 0.1,
+    update_rate: Annotated[float, typer.Option(help="Default rate of the update.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of initial item vectors and of the verification.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model, compare it with torch, sign it, and write it."""
+    from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factorization
+    from fedrecon.learning.planning import compile_plan, read_key
+
+    del model  # there is one; the option keeps scripts unchanged when there are more
+    vocabulary = _read_items(items, ITEMS)
+    with _mistakes():
+        private = read_key(key)
+        declared = matrix_factorization(
+            len(vocabulary.keys),
+            factors,
+            mean=mean,
+            bias=bias,
+            reconstruction=_reconstruction(reconstruction, ridge, rate),
+            update_rate=update_rate,
+            rating_limits=(minimum, maximum),
+            seed=seed,
+        )
+        compiled = compile_plan(declared, {ITEMS: vocabulary}, private, out, seed)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "digest": compiled.digest.hex(),
+                    "path": str(compiled.path),
+                    "largest_difference": compiled.largest_difference,
+                }
+            )
+        )
+    else:
+        typer.echo(f"plan {compiled.digest.hex()}")
+        typer.echo(f"in {compiled.path}; largest difference from torch {compiled.largest_difference:.1e}")
+
+
+@plan.command()
+def show(directory: PlanFolder, as_json: AsJson = False) -> None:
+    """Show what a plan holds, after checking its digests and signature."""
+    from google.protobuf import json_format
+
+    from fedrecon.learning.planning import read_bundle
+
+    with _mistakes():
+        bundle = read_bundle(directory)
+    if as_json:
+        described = {
+            "digest": bundle.digest.hex(),
+            "publisher_key": bundle.signature.publisher_key.hex(),
+            "manifest": json_format.MessageToDict(bundle.manifest, preserving_proto_field_name=True),
+        }
+        typer.echo(json.dumps(described))
+        return
+    console = Console(markup=False, highlight=False)
+    for table in _tables(bundle):
+        console.print(table)
+
+
+@plan.command()
+def verify(directory: PlanFolder, as_json: AsJson = False) -> None:
+    """Check digests and signature, and run the recorded answers through ONNX Runtime."""
+    from fedrecon.learning.planning import verify_plan
+
+    with _mistakes():
+        result = verify_plan(directory)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "digest": result.bundle.digest.hex(),
+                    "publisher_key": result.bundle.signature.publisher_key.hex(),
+                    "answers": result.answers,
+                    "largest_difference": result.largest_difference,
+                }
+            )
+        )
+    else:
+        typer.echo(
+            f"plan {result.bundle.digest.hex()} is whole, signed by {result.bundle.signature.publisher_key.hex()}, and "
+            f"gives {result.answers} recorded answers within {result.largest_difference:.1e}"
+        )
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Shows what a person got wrong without a traceback."""
+    from fedrecon.learning.model import ModelError
+    from fedrecon.learning.planning.values import PlanError
+
+    try:
+        yield
+    except (ModelError, PlanError) as error:
+        raise UserMistake(str(error)) from error
+
+
+def _reconstruction(name: ReconstructionName, ridge: float, rate: float) -> Reconstruction:
+    """Returns the algorithm asked for; its limits reach to the default where that lies beyond the usual ones."""
+    from fedrecon.learning.reconstruction import GradientSteps, Hyperparameter, Ridge
+
+    try:
+        if name is ReconstructionName.RIDGE:
+            return Ridge("rating", Hyperparameter(ridge, min(1.0, ridge), max(1000.0, ridge)))
+        return GradientSteps(Hyperparameter(rate, 0.0, max(0.25, rate)))
+    except ValueError as error:
+        raise UserMistake(str(error), "Choose a --ridge above 0 and a --rate of at least 0.") from error
+
+
+def _read_items(path: Path, name: str) -> plan_pb2.Vocabulary:
+    """Returns the items of a CSV file as version 1 of a vocabulary.
+
+    Raises:
+        UserMistake: the file cannot be read, has other columns, is empty, or names a key twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file, strict=True))
+    except OSError as error:
+        raise UserMistake(f"cannot read {path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserMistake(f"{path} is no CSV file in UTF-8: {error}") from error
+    if not rows or rows[0] != CSV_HEADER:
+        raise UserMistake(f"{path} does not start with the header line key,title")
+    vocabulary = plan_pb2.Vocabulary(name=name, version=1)
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(CSV_HEADER) or not row[0]:
+            raise UserMistake(f"{path}, row {number}: expected a key and a title, found {row!r}")
+        if row[0] in seen:
+            raise UserMistake(f"{path}, row {number}: the key {row[0]!r} is already in row {seen[row[0]]}")
+        seen[row[0]] = number
+        vocabulary.keys.append(row[0])
+        vocabulary.titles.append(row[1])
+    if not seen:
+        raise UserMistake(f"{path} names no item")
+    return vocabulary
+
+
+def _tables(bundle: Bundle) -> Iterator[Table]:
+    """Yields the tables that describe a plan."""
+    manifest = bundle.manifest
+    yield _table(
+        "Plan",
+        ("", ""),
+        [
+            ("name", manifest.name),
+            ("digest", bundle.digest.hex()),
+            ("publisher", bundle.signature.publisher_key.hex()),
+            (
+                "compiled with",
+                ", ".join(f"{name} {version}" for name, version in sorted(manifest.compiled_with.items())),
+            ),
+        ],
+    )
+    bounds = {segment.parameter: f"{segment.bound:g}" for segment in manifest.layout.segments}
+    yield _table(
+        "Parameters",
+        ("name", "placement", "shape", "rows of", "starts as", "bound"),
+        [
+            (
+                each.name,
+                _word(plan_pb2.Placement.Name(each.placement), "PLACEMENT_"),
+                "x".join(map(str, each.shape)) or "scalar",
+                each.vocabulary,
+                _start(each),
+                bounds.get(each.name, ""),
+            )
+            for each in manifest.parameters
+        ],
+    )
+    yield _table(
+        "Fields",
+        ("name", "role", "type", "rows of", "limits"),
+        [
+            (
+                each.name,
+                _word(plan_pb2.FieldRole.Name(each.role), "FIELD_ROLE_"),
+                "x".join([_word(common_pb2.Dtype.Name(each.dtype), "DTYPE_"), *map(str, each.shape)]),
+                each.vocabulary,
+                f"{each.minimum:g} to {each.maximum:g}" if each.limited else "",
+            )
+            for each in manifest.fields
+        ],
+    )
+    yield _table(
+        "Graphs",
+        ("role", "bytes", "inputs", "outputs"),
+        [
+            (
+                _word(plan_pb2.GraphRole.Name(graph.role), "GRAPH_ROLE_"),
+                str(graph.blob.size),
+                "\n".join(value.name for value in graph.inputs),
+                "\n".join(value.name for value in graph.outputs),
+            )
+            for graph in manifest.graphs
+        ],
+    )
+    yield _table(
+        "Hyperparameters",
+        ("name", "default", "limits", ""),
+        [
+            (
+                name,
+                f"{each.default_value:g}",
+                f"{each.minimum:g} to {each.maximum:g}",
+                "per step" if each.per_step else "",
+            )
+            for name, each in sorted(manifest.hyperparameters.items())
+        ],
+    )
+    yield _table("Metrics", ("name", "bound"), [(each.name, f"{each.bound:g}") for each in manifest.metrics])
+
+
+def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title=Text(title), title_justify="left", show_header=any(headings))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _word(name: str, prefix: str) -> str:
+    """Returns the name of an enum's value as a person reads it."""
+    return name.removeprefix(prefix).lower()
+
+
+def _start(parameter: plan_pb2.Parameter) -> str:
+    """Returns how a local parameter starts, for people."""
+    initial: Any = parameter.initial
+    match initial.WhichOneof("rule"):
+        case "constant":
+            return f"{initial.constant:g}"
+        case "uniform_bound":
+            return f"uniform in ±{initial.uniform_bound:g}"
+        case "global_parameter":
+            return str(initial.global_parameter)
+        case _:
+            return "checkpoint"
