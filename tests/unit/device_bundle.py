@@ -8,9 +8,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
+import onnx.checker
+import onnx.helper
+import onnx.numpy_helper
 import onnx.parser
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -261,3 +265,60 @@ def make_assignment(plan: HandMadePlan, **changes: object) -> Assignment:
         else:
             getattr(assignment, name).CopyFrom(value)
     return assignment
+
+
+RECOMMENDER = """recommender (int64[N] item, float[N] rating, int64[M] excluded, int64[1] k)
+  => (int64[F] rows, float[F] scores, float[2] "local/user") {
+  one = Constant <value = int64[1] {1}> ()
+  zero = Constant <value = int64[1] {0}> ()
+  start = Constant <value = float[2] {0.5, 0.5}> ()
+  amount = Add(rating, rating)
+  vectors = Gather(items, item)
+  tall = Unsqueeze(amount, one)
+  parts = Mul(tall, vectors)
+  total = ReduceSum <keepdims = 0> (parts, zero)
+  quarter = Constant <value = float {0.25}> ()
+  moved = Mul(total, quarter)
+  user = Add(start, moved)
+  "local/user" = Identity(user)
+  products = Mul(items, user)
+  predicted = ReduceSum <keepdims = 0> (products, one)
+  lowest = Constant <value = float {-inf}> ()
+  width = Shape(excluded)
+  marks = Expand(lowest, width)
+  allowed = ScatterElements <axis = 0> (predicted, excluded, marks)
+  all = Shape(predicted)
+  gone = Shape(excluded)
+  left = Sub(all, gone)
+  count = Min(k, left)
+  scores, rows = TopK <axis = 0> (allowed, count)
+}"""
+
+
+def make_recommender(plan: HandMadePlan) -> tuple[bytes, bytes]:
+    """Returns a recommender file of the plan and the bytes of its items."""
+    items = plan.blobs[plan.manifest.vocabularies["items"].digest]
+    text = RECOMMENDER.replace('"local/user"', "local_user").replace("-inf", "-3.4e38")
+    model = onnx.parser.parse_model(HEADER + text)
+    for node in model.graph.node:
+        node.output[:] = ["local/user" if name == "local_user" else name for name in node.output]
+    model.graph.output[2].name = "local/user"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(item_table(), "items"))
+    fields = [
+        {"name": "item", "vocabulary": "items", "minimum": None, "maximum": None, "role": "input"},
+        {"name": "rating", "vocabulary": "", "minimum": 0.5, "maximum": 5.0, "role": "target"},
+    ]
+    onnx.helper.set_model_props(
+        model,
+        {
+            "fedrecon.format": "1",
+            "fedrecon.task": "films",
+            "fedrecon.round": "3",
+            "fedrecon.plan": plan.digest.hex(),
+            "fedrecon.checkpoint": plan.manifest.initial_checkpoint.digest.hex(),
+            "fedrecon.fields": json.dumps(fields),
+            "fedrecon.vocabulary": digest_of(items).hex(),
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(), items

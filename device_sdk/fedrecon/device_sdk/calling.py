@@ -116,17 +116,18 @@ class Line:
             TooLateError: the deadline has passed.
         """
         digest = reference.digest
-        while True:
-            content: bytes | None = yield Compute(lambda: self.cache.read(digest))
-            if content is not None:
-                return content
-            if self.cache.claim(digest):
-                break
+        content: bytes | None = yield Compute(lambda: self.cache.read(digest))
+        if content is not None:
+            return content
+        while not self.cache.claim(digest):
             self._within(CLAIM_SECONDS)
             yield Sleep(CLAIM_SECONDS)  # another device of this process fetches it
         try:
-            content = yield from self._transfer(target, reference, what)
-            yield Compute(lambda: self.cache.write(digest, content))
+            content = yield Compute(lambda: self.cache.read(digest))  # by now it may be here
+            if content is None:
+                content = yield from self._transfer(target, reference, what)
+                whole = content
+                yield Compute(lambda: self.cache.write(digest, whole))
         finally:
             self.cache.release(digest)
         return content

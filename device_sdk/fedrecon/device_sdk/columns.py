@@ -6,6 +6,7 @@ beyond the field's limits. Order is kept: oldest first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +130,7 @@ def _numbers(rule: FieldRule, column: NDArray[Any], count: int) -> tuple[NDArray
             f"something else, for example {column[0]!r}",
             "give numbers for it when adding examples",
         ) from error
-    flat = values.reshape(count, -1)
+    flat = values.reshape(count, math.prod(rule.shape))
     lowest, highest = rule.limits if rule.limits is not None else (-np.inf, np.inf)
     within = np.isfinite(flat) & (flat >= lowest) & (flat <= highest)
     return values, np.logical_and.reduce(within, axis=1, dtype=np.bool_)
