@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrecon.device_sdk import Recommender
 from fedrecon.inference.__main__ import start
+from fedrecon.inference.collecting import export_from_server
 from fedrecon.inference.settings import InferenceSettings
 from fedrecon.learning.models.matrix_factorization import matrix_factorization
 from fedrecon.learning.planning import compile_plan
@@ -76,6 +77,10 @@ class Coordinator(AdminServicer):
         del request, context
         return admin_pb2.ListTasksResponse(tasks=self.tasks.values())
 
+    async def GetTask(self, request: admin_pb2.GetTaskRequest, context: Any) -> admin_pb2.GetTaskResponse:  # noqa: N802 - the same
+        del context
+        return admin_pb2.GetTaskResponse(task=self.tasks[request.task])
+
     async def WatchTask(  # noqa: N802 - the same
         self, request: admin_pb2.WatchTaskRequest, context: Any
     ) -> AsyncIterator[admin_pb2.WatchTaskResponse]:
@@ -105,6 +110,8 @@ class Deployment:
     plan: Path
     inference: InferenceAsyncStub
     served_blobs: BlobsAsyncStub
+    coordinator_target: str
+    inference_target: str
     restart: Callable[[], Awaitable[None]]
 
     def task(self, name: str, shift: float = 0.0, **changes: Any) -> admin_pb2.Task:
@@ -169,10 +176,18 @@ async def deployment(tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
         await channel.close()
         stopping, running, address = await run()
         channel = grpc.aio.insecure_channel(address)
+        made.inference_target = address
         made.inference, made.served_blobs = InferenceStub(channel), BlobsStub(channel)
 
     made = Deployment(
-        coordinator, LocalBlobs(tmp_path / "blobs"), plan, InferenceStub(channel), BlobsStub(channel), restart
+        coordinator,
+        LocalBlobs(tmp_path / "blobs"),
+        plan,
+        InferenceStub(channel),
+        BlobsStub(channel),
+        f"127.0.0.1:{port}",
+        address,
+        restart,
     )
     yield made
     stopping.set()
@@ -332,3 +347,14 @@ async def test_what_is_live_is_the_same_after_a_restart(deployment: Deployment) 
     before = await deployment.wait_for_round("films", 5)
     await deployment.restart()
     assert await deployment.wait_for_round("films", 5) == before
+
+
+async def test_a_command_exports_the_very_file_that_is_served(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 6)
+    live = await deployment.wait_for_round("films", 6)
+    exported = await asyncio.to_thread(
+        export_from_server, "films", deployment.coordinator_target, deployment.inference_target
+    )
+    assert digest_of(exported.recommender) == live.recommender.digest
+    assert digest_of(exported.items) == live.vocabulary.digest
+    assert exported.round == 6

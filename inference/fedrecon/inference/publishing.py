@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedrecon.inference.bundles import fetch_verified, read_bundle, read_checkpoint, read_items
-from fedrecon.inference.exporting import Origin, export
+from fedrecon.inference.bundles import fetch_verified, read_bundle
 from fedrecon.inference.recommending import OpenRecommender
-from fedrecon.inference.verifying import verify_export
+from fedrecon.inference.verifying import export_proved
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.v1.admin_pb2 import Task
 from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.wire.vocabularies import read_vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +60,17 @@ def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
         return blobs.read(blob.digest)
 
     bundle = read_bundle(fetch_verified(task.spec.plan, "plan", fetch), fetch)
-    checkpoint = read_checkpoint(bundle, fetch_verified(task.checkpoint, "checkpoint", fetch))
+    checkpoint = fetch_verified(task.checkpoint, "checkpoint", fetch)
     vocabulary = bundle.vocabulary(task.spec.vocabularies)
-    items = read_items(bundle, fetch_verified(vocabulary, "vocabulary", fetch))
-    origin = Origin(task.spec.name, round_number, task.checkpoint.digest, vocabulary.digest)
-    content = export(bundle, checkpoint, items, origin, task.spec.work)
-    difference = verify_export(content, bundle, checkpoint, items, task.spec.work)
+    items = fetch_verified(vocabulary, "vocabulary", fetch)
+    exported = export_proved(bundle, checkpoint, items, task.spec.name, round_number, task.spec.work)
     return Publication(
         task=task.spec.name,
         round=round_number,
         checkpoint=task.checkpoint,
         plan_digest=bundle.digest,
-        recommender=BlobReference(digest=blobs.put(content), size=len(content)),
+        recommender=BlobReference(digest=blobs.put(exported.recommender), size=len(exported.recommender)),
         vocabulary=vocabulary,
-        answering=OpenRecommender.open(content, items),
-        largest_difference=difference,
+        answering=OpenRecommender.open(exported.recommender, read_vocabulary(items)),
+        largest_difference=exported.largest_difference,
     )

@@ -16,8 +16,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fedrecon.inference.ranking import COUNT, EXCLUDED, ROWS, SCORES
+from fedrecon.inference.stepwise import open_session
 from fedrecon.inference.taken_fields import FIELDS_KEY, TakenField, read_fields
-from fedrecon.inference.verifying import open_session
 from fedrecon.wire.vocabularies import Items
 
 
@@ -175,7 +175,7 @@ def _checked_numbers(field: TakenField, numbers: Sequence[float]) -> NDArray[np.
             raise UnusableExamplesError(
                 "NOT_FINITE", f"The column {field.name} holds {number}.", "Send numbers that are finite."
             )
-        if field.minimum is not None and field.maximum is not None and not field.minimum <= number <= field.maximum:
+        if not field.allows(number):
             raise UnusableExamplesError(
                 "OUT_OF_SCALE",
                 f"The column {field.name} holds {number:g}; its scale is {field.minimum:g} to {field.maximum:g}.",

@@ -27,6 +27,10 @@ class TakenField:
     maximum: float | None
     role: str
 
+    def allows(self, number: float) -> bool:
+        """Whether a number lies within the limits."""
+        return self.minimum is None or self.maximum is None or self.minimum <= number <= self.maximum
+
 
 def write_fields(fields: Iterable[TakenField]) -> str:
     """Returns the metadata that describe the fields."""
