@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import json
-import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +13,11 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from fedrecon.aggregator.running import assemble
-from fedrecon.aggregator.settings import AggregatorSettings
-from fedrecon.aggregator.snapshots import Snapshots
-from fedrecon.ops.blobs import LocalBlobs
-from fedrecon.ops.boundary import refusal_of
-from fedrecon.ops.clock import SystemClock
-from fedrecon.ops.journal import Append, Journal, JournalUnavailable
-from fedrecon.ops.journal.memory import MemoryJournal
-from fedrecon.ops.lifecycle import Service, serve
-from fedrecon.ops.metrics import Metrics
-from fedrecon.ops.tls import open_channel
 from fedrecon.ops.tokens import issue_token
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
     JoinRequest,
-    MergeRequest,
-    OpenRequest,
     SessionProof,
     ShareRequest,
     UnmaskRequest,
@@ -44,190 +26,29 @@ from fedrecon.v1.aggregator_pb2 import (
     UploadStatusRequest,
     WatchRequest,
 )
-from fedrecon.v1.aggregator_pb2_grpc import AggregatorStub, SumsStub
 from fedrecon.v1.blobs_pb2 import FetchRequest, StatRequest
 from fedrecon.v1.blobs_pb2_grpc import BlobsStub
-from fedrecon.v1.common_pb2 import Chunk, RoundKey
-from fedrecon.v1.plan_pb2 import Layout, MetricSum, Segment
+from fedrecon.v1.common_pb2 import RoundKey
+from fedrecon.v1.plan_pb2 import Layout, Segment
 from fedrecon.v1.task_pb2 import SecureSum, ServerOptimizer
-from fedrecon.wire.chunks import cut
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.fixed_point import FixedPoint, add, quantise, zero
-from fedrecon.wire.fixed_point import Segment as FixedPointSegment
+from fedrecon.wire.fixed_point import FixedPoint, quantise
 from fedrecon.wire.tensors import read_safetensors, write_safetensors
-
-TOKEN_KEY = bytes(range(32))
-SEAL_KEY = bytes(range(32, 64))
-ROUND = RoundKey(task="films", round=3, attempt=1)
-PLAN = digest_of(b"plan")
-ITEMS, FACTORS = 6, 2
-CHECKPOINT = {
-    "items": np.arange(ITEMS * FACTORS, dtype=np.float32).reshape(ITEMS, FACTORS),
-    "untouched": np.array([5.0, 6.0], np.float32),
-}
-FIXED_POINT = FixedPoint((FixedPointSegment(ITEMS * FACTORS, 1.0),), (25.0,), maximum_reports=50, maximum_weight=10)
-LATER_MILLISECONDS = 600_000
-
-
-@dataclass
-class Aggregator:
-    """A running aggregator and its callers."""
-
-    channel: grpc.aio.Channel
-    metrics: Metrics
-    blobs: LocalBlobs
-    journal: Any
-    folder: Path
-    stopping: asyncio.Event
-    server: asyncio.Task[int]
-
-    @property
-    def devices(self) -> Any:
-        return AggregatorStub(self.channel)
-
-    @property
-    def sums(self) -> Any:
-        return SumsStub(self.channel)
-
-    def counted(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"fedrecon_{name}", labels) or 0.0
-
-
-@contextlib.asynccontextmanager
-async def running(
-    folder: Path, journal: Journal | None = None, snapshots: Snapshots | None = None, **settings: Any
-) -> AsyncIterator[Aggregator]:
-    journal = MemoryJournal() if journal is None else journal
-    made = AggregatorSettings(
-        metrics_port=-1, drain_seconds=0.2, home=folder, round_token_key=TOKEN_KEY.hex(), **settings
-    )
-    opened = Snapshots(made.folder, SEAL_KEY) if snapshots is None else snapshots
-    blobs = LocalBlobs(folder / "blobs")
-    metrics, stopping, ready = Metrics.create("aggregator"), asyncio.Event(), folder / f"{secrets.token_hex(4)}.json"
-
-    async def start(service: Service[AggregatorSettings]) -> None:
-        await assemble(service, journal, opened, blobs, SystemClock())
-
-    server = asyncio.create_task(
-        serve("aggregator", start, made, 0, metrics=metrics, ready_file=ready, stopping=stopping)
-    )
-    try:
-        while not ready.exists():
-            await asyncio.sleep(0.005)
-            if server.done():
-                await server
-        async with open_channel(json.loads(ready.read_text())["address"]) as channel:
-            yield Aggregator(channel, metrics, blobs, journal, folder, stopping, server)
-    finally:
-        stopping.set()
-        await server
-        opened.close()
-
-
-def now() -> int:
-    return SystemClock().now_milliseconds()
-
-
-def opening(checkpoint: bytes, **changes: Any) -> OpenRequest:
-    request = OpenRequest(
-        round=ROUND,
-        kind=coordinator_pb2.SESSION_KIND_TRAIN,
-        secure_sum=SecureSum(
-            protocol=task_pb2.SUM_PROTOCOL_TRUSTED, ring_bits=32, maximum_reports=50, maximum_weight=10
-        ),
-        layout=Layout(segments=[Segment(parameter="items", all_rows=True, bound=1.0, width=FACTORS)]),
-        segment_elements=[ITEMS * FACTORS],
-        metrics=[MetricSum(name="squared_error", bound=25.0)],
-        cohort_size=20,
-        plan_digest=PLAN,
-        checkpoint_digest=checkpoint,
-        expires_unix_milliseconds=now() + LATER_MILLISECONDS,
-    )
-    for name, value in changes.items():
-        if isinstance(value, int | bytes):
-            setattr(request, name, value)
-        else:
-            getattr(request, name).CopyFrom(value)
-    return request
-
-
-@dataclass
-class Device:
-    """A device with a report."""
-
-    session: bytes
-    vector: bytes
-    group: bytes = b""
-
-    @property
-    def proof(self) -> SessionProof:
-        token = issue_token(TOKEN_KEY, ROUND, self.session, now() + LATER_MILLISECONDS)
-        return SessionProof(round=ROUND, session=self.session, round_token=token)
-
-    def parts(self, group: bytes, offset: int = 0, size: int = 1 << 20) -> Iterator[UploadRequest]:
-        yield UploadRequest(
-            header=UploadHeader(
-                proof=self.proof, group=group, size=len(self.vector), digest=digest_of(self.vector), offset=offset
-            )
-        )
-        for chunk in cut(self.vector, offset, size):
-            yield UploadRequest(chunk=chunk)
-
-    async def upload(self, aggregator: Aggregator, group: bytes, timeout: float = 10) -> Any:  # noqa: ASYNC109
-        return await aggregator.devices.Upload(self.parts(group), timeout=timeout)
-
-
-def make_device(seed: int, fixed_point: FixedPoint = FIXED_POINT) -> Device:
-    generator = np.random.default_rng(seed)
-    update = generator.uniform(-1, 1, ITEMS * FACTORS)
-    vector = quantise([update], int(generator.integers(1, 20)), [generator.uniform(0, 20)], fixed_point, bytes(32))
-    return Device(generator.bytes(16), vector.to_bytes())
-
-
-def total_of(devices: list[Device]) -> bytes:
-    total = zero(FIXED_POINT)
-    body = FIXED_POINT.elements * 4
-    for device in devices:
-        part = zero(FIXED_POINT)
-        part.body[:] = np.frombuffer(device.vector[:body], "<u4")
-        part.tail[:] = np.frombuffer(device.vector[body:], "<u8")
-        add(total, part)
-    return total.to_bytes()
-
-
-async def refused(call: Any, code: grpc.StatusCode, reason: str) -> Any:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    explained = refusal_of(caught.value)
-    assert explained is not None, caught.value
-    assert (caught.value.code(), explained.reason) == (code, reason)
-    return explained
-
-
-async def opened(aggregator: Aggregator, **changes: Any) -> tuple[bytes, list[bytes]]:
-    checkpoint = aggregator.blobs.put(write_safetensors(CHECKPOINT))
-    answer = await aggregator.sums.Open(opening(checkpoint, **changes), timeout=5)
-    return checkpoint, list(answer.groups)
-
-
-def merging(checkpoint: bytes, groups: list[bytes], **changes: Any) -> MergeRequest:
-    optimizer = ServerOptimizer(
-        rule=task_pb2.OPTIMIZER_RULE_ADAM, rate=0.1, momentum=0.9, second_momentum=0.99, adaptivity=1e-3
-    )
-    request = MergeRequest(
-        round=ROUND,
-        groups=groups,
-        plan_digest=PLAN,
-        checkpoint_digest=checkpoint,
-        optimizer=optimizer,
-        minimum_reports=1,
-    )
-    for name, value in changes.items():
-        if isinstance(value, int | bytes):
-            setattr(request, name, value)
-        else:
-            getattr(request, name).CopyFrom(value)
-    return request
+from support.aggregator_sample import (
+    CHECKPOINT,
+    FIXED_POINT,
+    ROUND,
+    TOKEN_KEY,
+    Device,
+    make_device,
+    merging,
+    now,
+    opened,
+    opening,
+    refused,
+    running,
+    total_of,
+)
 
 
 async def test_reports_become_a_checkpoint(tmp_path: Path) -> None:
@@ -420,7 +241,7 @@ async def test_an_interrupted_upload_goes_on_where_it_stopped(tmp_path: Path) ->
         call = aggregator.devices.Upload(broken(), timeout=30)
         await arrived.wait()
         asking = UploadStatusRequest(proof=device.proof, group=group)
-        while (await aggregator.devices.UploadStatus(asking, timeout=5)).received_bytes < 30:
+        while (await aggregator.devices.UploadStatus(asking, timeout=5)).received_bytes < 30:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         call.cancel()
         assert (await aggregator.devices.UploadStatus(asking, timeout=5)).received_bytes == 30
@@ -523,7 +344,7 @@ async def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)
         state = aggregator.blobs.put(write_safetensors({"first_moment/items": np.zeros(3, np.float32)}))
         text = aggregator.blobs.put(b"no tensors")
-        for changes, code, reason in [
+        cases: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
             ({"plan_digest": bytes(32)}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_MISMATCH"),
             ({"checkpoint_digest": bytes(32)}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_MISMATCH"),
             ({"optimizer_state_digest": state}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_MISMATCH"),
@@ -541,7 +362,8 @@ async def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "PRIVACY_NOT_AVAILABLE",
             ),
-        ]:
+        ]
+        for changes, code, reason in cases:
             call = aggregator.sums.Merge(merging(checkpoint, groups, **changes), timeout=5)
             await refused(call, code, reason)
         unknown = aggregator.sums.Merge(merging(checkpoint, [bytes(16)]), timeout=5)
@@ -581,9 +403,6 @@ async def test_blobs_are_fetched_from_any_byte_with_their_digest(tmp_path: Path)
         path = next((tmp_path / "blobs").glob(f"*/{digest.hex()}"))
         path.write_bytes(b"\0" + content[1:])
         damaged = blobs.Fetch(FetchRequest(digest=digest), timeout=5)
-        received = b""
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for one in damaged:
-                received += one.chunk.data
-        assert caught.value.code() is grpc.StatusCode.DATA_LOSS
-        assert len(received) < len(content)
+        assert (await damaged.read()).chunk.data[:1] == b"\0"
+        assert (await damaged.read()).chunk.offset == 1 << 20
+        await refused(damaged.read(), grpc.StatusCode.DATA_LOSS, "CORRUPT_BLOB")
