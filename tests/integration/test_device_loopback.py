@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -35,8 +33,8 @@ from fedrecon.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServi
 from fedrecon.wire import chunks
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.vocabularies import read_vocabulary
+from support import device_bundle as bundle
 
-bundle = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "unit" / "device_bundle.py")))
 PUBLISHER = bundle.PUBLISHER.public_key().public_bytes_raw().hex()
 WINDOWS = RetryWindows(accepted=RetryWindow(min_milliseconds=1000, max_milliseconds=2000))
 QUICK = Patience(attempts=3, first_seconds=0.01)

@@ -1,8 +1,6 @@
 """Recommending with one ONNX file: no network, no plan."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +10,8 @@ from fedrecon.device_sdk import Device, ExampleStore
 from fedrecon.device_sdk.errors import UnusablePlanError
 from fedrecon.device_sdk.recommender import Recommender
 from fedrecon.wire.vocabularies import write_vocabulary
+from support import device_bundle as bundle
 
-bundle = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("device_bundle.py"))))
 TABLE = bundle.item_table()
 COLUMNS = {"item": ["film-4", "film-1"], "rating": [5.0, 1.0]}
 USER = 0.5 + 0.5 * (5 * TABLE[4] + 1 * TABLE[1])

@@ -2,10 +2,7 @@
 
 import copy
 import pickle
-import runpy
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,8 +32,7 @@ from fedrecon.wire import fixed_point, manifests
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.tensors import write_safetensors
 from fedrecon.wire.vocabularies import read_vocabulary
-
-bundle = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("device_bundle.py"))))
+from support import device_bundle as bundle
 
 Tensors = dict[str, NDArray[Any]]
 SEEDS = Seeds(bytes(32), bytes([1] * 32), bytes([2] * 32))

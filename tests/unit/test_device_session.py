@@ -1,9 +1,7 @@
 """The core of a participation, driven by hand: every answer is scripted, nothing waits and nothing is sent."""
 
-import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,8 +38,7 @@ from fedrecon.v1.coordinator_pb2 import (
 )
 from fedrecon.wire import chunks
 from fedrecon.wire.digests import digest_of
-
-bundle = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("device_bundle.py"))))
+from support import device_bundle as bundle
 
 PUBLISHER = bundle.PUBLISHER.public_key().public_bytes_raw().hex()
 WINDOWS = RetryWindows(
