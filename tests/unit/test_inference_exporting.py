@@ -168,6 +168,13 @@ def test_a_recommender_that_shows_a_retired_row_is_refused() -> None:
         sample.verify(model.SerializeToString())
 
 
+def test_a_reconstruction_that_diverges_is_refused() -> None:
+    sample, work = make_sample(), LocalWork(hyperparameters={"reconstruct.rate": 1e9})
+    recommender = sample.export(work)
+    with pytest.raises(NotExportableError, match="diverges for a user with"):
+        sample.verify(recommender, work)
+
+
 def test_a_plan_whose_recorded_answers_differ_here_is_refused() -> None:
     sample = make_sample()
     recorded = {

@@ -100,6 +100,7 @@ def verify_export(
 
     Raises:
         WrongRecommenderError: a score differs by more than the tolerance, or a ranking is wrong.
+        NotExportableError: the plan itself gives no finite scores.
     """
     reference = Stepwise.open(bundle, checkpoint, work)
     sessions = {level: open_session(recommender, basic=level == "basic") for level in ("default", "basic")}
@@ -109,6 +110,11 @@ def verify_export(
     for examples in _NUMBERS_OF_EXAMPLES:
         user = _random_user(bundle, len(vocabulary.keys), examples, random)
         scores = reference.scores(user, len(vocabulary.keys))
+        if not np.isfinite(scores).all():
+            raise NotExportableError(
+                f"the reconstruction diverges for a user with {examples} random examples: lower `reconstruct.rate`, "
+                "or the rates of the training that made item vectors so long"
+            )
         excluded = np.flatnonzero(random.random(scores.size) < _SHARE_EXCLUDED).astype(np.int64)
         for level, session in sessions.items():
             taken = {value.name for value in session.get_inputs()}
