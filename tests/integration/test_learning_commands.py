@@ -67,7 +67,7 @@ def test_a_damaged_plan_is_a_mistake_and_not_a_crash(folder: Path, capsys: pytes
     plan = folder / "damaged"
     plan.mkdir()
     (plan / "manifest.json").write_text("{")
-    assert "is no manifest" in refuse(capsys, "verify", plan)
+    assert "manifest cannot be read" in refuse(capsys, "verify", plan)
     assert "cannot read" in refuse(capsys, "show", folder / "nowhere")
 
 

@@ -141,7 +141,14 @@ def test_equal_seeds_give_equal_parameters(make: Any) -> None:
     assert any(not torch.equal(first.parameters[name], other.parameters[name]) for name in first.parameters)
 
 
-def test_a_personal_network_starts_from_its_learned_default() -> None:
+def test_a_personal_network_learns_its_default() -> None:
     model = personal_network(features=3, embedding=2, hidden=4)
-    assert model.local == {"personal": FromGlobal("default")}
+    assert model.local == {"personal": Constant(0.0)}
     assert model.vocabularies == {}
+    prediction = model.predict(model.parameters, {"features": torch.ones(2, 3)})
+    (gradient,) = torch.autograd.grad(prediction.sum(), [model.parameters["default"]])
+    assert gradient.any()
+
+
+def test_a_local_parameter_may_start_as_a_global_one() -> None:
+    assert declare(local={"user": FromGlobal("default")}).local == {"user": FromGlobal("default")}

@@ -89,7 +89,11 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class FromGlobal:
-    """A local parameter starts as a copy of this global parameter: a learned default."""
+    """A local parameter starts as a copy of this global parameter: a learned default.
+
+    The update improves the global parameter only where `forward` uses it itself. A default that is to be learned from
+    this start alone is better added in `forward` to a local difference that starts at 0 (see `personal_network`).
+    """
 
     parameter: str
 

@@ -1,7 +1,8 @@
 """A small dense network with a personal embedding: the same network for all, told who is asking.
 
-prediction = network(features, personal embedding). The layers are global and dense, the embedding is local; it
-starts from a learned default, so a user without examples gets the average user's prediction.
+prediction = network(features, default + personal). The layers and the default embedding are global and dense; what
+is personal is local and starts at 0, so a user without examples gets the average user's prediction, and the default
+is learned: the update's gradient reaches it, which it would not if it were only where the local embedding starts.
 
 Source: Bui et al. 2019, Federated User Representation Learning (arXiv 1909.12535).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedrecon.learning.model import FederatedModel, Field, FromGlobal, Metric, Role, Tensors
+from fedrecon.learning.model import Constant, FederatedModel, Field, Metric, Role, Tensors
 from fedrecon.learning.reconstruction import GradientSteps, Hyperparameter, Schedule
 
 # Targets, predictions and features are of order one: errors beyond this are clipped in reports.
@@ -22,8 +23,8 @@ class PersonalNetwork(nn.Module):
     """Predicts one number from features and the personal embedding.
 
     Attributes:
-        default: `[embedding]`, global: where every personal embedding starts.
-        personal: `[embedding]`, local.
+        default: `[embedding]`, global: the average user.
+        personal: `[embedding]`, local: how this user differs.
         layers: two hidden layers and a head.
     """
 
@@ -49,8 +50,8 @@ class PersonalNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns the prediction for every example, `[examples] float32`."""
-        personal = self.personal.expand(features.shape[0], -1)
-        output: Tensor = self.layers(torch.cat([features, personal], dim=1)).squeeze(-1)
+        embedding = (self.default + self.personal).expand(features.shape[0], -1)
+        output: Tensor = self.layers(torch.cat([features, embedding], dim=1)).squeeze(-1)
         return output
 
 
@@ -67,7 +68,7 @@ def personal_network(features: int = 8, embedding: int = 4, hidden: int = 16, *,
     return FederatedModel(
         name="personal network",
         module=module,
-        local={"personal": FromGlobal("default")},
+        local={"personal": Constant(0.0)},
         fields=(Field("features", shape=(features,)), Field("target", Role.TARGET)),
         loss=squared_error,
         metrics={"squared_error": Metric(squared_error, bound=SQUARED_ERROR_BOUND)},

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from fedrecon.learning.planning.keys import verify_signature
 from fedrecon.learning.planning.values import PlanError, graph_names
 from fedrecon.v1 import common_pb2, plan_pb2
 from fedrecon.wire.digests import DigestMismatchError, digest_of, verify_digest
+from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, read_manifest, verify_plan
 
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
@@ -107,14 +107,17 @@ def read_bundle(directory: Path) -> Bundle:
     content = _read(directory / MANIFEST)
     digest = digest_of(content)
     try:
-        manifest = json_format.Parse(content, plan_pb2.Manifest())
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise PlanError(f"{directory / MANIFEST} is no manifest: {error}") from error
+        manifest = read_manifest(content)
+    except MalformedPlanError as error:
+        raise PlanError(f"{directory / MANIFEST}: {error}") from error
     try:
         signature = json_format.Parse(_read(directory / SIGNATURE), plan_pb2.PlanSignature())
     except (json_format.ParseError, UnicodeDecodeError) as error:
         raise PlanError(f"{directory / SIGNATURE} is no signature: {error}") from error
-    verify_signature(signature, digest)
+    try:
+        verify_plan(digest, signature)
+    except BadSignatureError as error:
+        raise PlanError(f"{directory / SIGNATURE}: {error}") from error
     blobs: dict[bytes, bytes] = {}
     for what, reference in references(manifest):
         path = directory / BLOBS / reference.digest.hex()

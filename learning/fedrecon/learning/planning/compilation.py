@@ -15,12 +15,12 @@ from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning.bundle import Bundle, read_bundle, refuse_existing, write_bundle
 from fedrecon.learning.planning.graphs import compile_graphs
 from fedrecon.learning.planning.inspection import inspect
-from fedrecon.learning.planning.keys import sign
-from fedrecon.learning.planning.manifest import Blobs, build_manifest, manifest_bytes
+from fedrecon.learning.planning.manifest import Blobs, build_manifest
 from fedrecon.learning.planning.values import PlanError, graph_names
 from fedrecon.learning.planning.verification import Arrays, compare, levels, open_graph, verify
 from fedrecon.v1 import plan_pb2
 from fedrecon.wire.digests import digest_of
+from fedrecon.wire.manifests import sign_plan, write_manifest
 from fedrecon.wire.tensors import read_safetensors
 
 
@@ -68,9 +68,9 @@ def compile_plan(
     answers, largest = verify(model, graphs, seed)
     blobs = Blobs()
     manifest = build_manifest(model, graphs, vocabularies, answers, blobs)
-    content = manifest_bytes(manifest)
+    content = write_manifest(manifest)
     digest = digest_of(content)
-    write_bundle(directory, content, sign(key, digest), blobs.contents)
+    write_bundle(directory, content, sign_plan(digest, key), blobs.contents)
     return CompiledPlan(digest, manifest, directory, largest)
 
 

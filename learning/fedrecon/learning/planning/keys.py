@@ -1,8 +1,7 @@
 """Publisher keys: who may put a plan on a device.
 
 Ed25519 (RFC 8032). The private key is a PKCS #8 PEM file that only its owner may read; an app trusts the public key,
-32 bytes, written as 64 hexadecimal digits. A signature covers the ASCII bytes `fedrecon plan 1` and the plan's
-digest, so that it can never be taken for a signature of anything else.
+32 bytes, written as 64 hexadecimal digits. What a signature covers is said in `fedrecon.wire.manifests`.
 """
 
 from __future__ import annotations
@@ -10,14 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrecon.learning.planning.values import PlanError
-from fedrecon.v1 import plan_pb2
-
-SIGNED_PREFIX = b"fedrecon plan 1"
 
 
 def generate_key(path: Path) -> str:
@@ -41,7 +36,7 @@ def generate_key(path: Path) -> str:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return public_key_of(key).hex()
+    return key.public_key().public_bytes_raw().hex()
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:
@@ -59,28 +54,3 @@ def read_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise PlanError(f"{path} is no Ed25519 key; make one with `fedrecon plan keygen`")
     return key
-
-
-def public_key_of(key: Ed25519PrivateKey) -> bytes:
-    """Returns the 32 bytes of the public key."""
-    return key.public_key().public_bytes_raw()
-
-
-def sign(key: Ed25519PrivateKey, digest: bytes) -> plan_pb2.PlanSignature:
-    """Returns the publisher's word for the plan with this digest."""
-    return plan_pb2.PlanSignature(publisher_key=public_key_of(key), signature=key.sign(SIGNED_PREFIX + digest))
-
-
-def verify_signature(signature: plan_pb2.PlanSignature, digest: bytes) -> None:
-    """Raises unless the publisher named in `signature` signed the plan with this digest.
-
-    Raises:
-        PlanError: the signature or the key is wrong.
-    """
-    try:
-        key = Ed25519PublicKey.from_public_bytes(signature.publisher_key)
-        key.verify(signature.signature, SIGNED_PREFIX + digest)
-    except (ValueError, InvalidSignature) as error:
-        raise PlanError(
-            f"the signature does not belong to plan {digest.hex()} and key {signature.publisher_key.hex()}"
-        ) from error

@@ -1,7 +1,7 @@
 """From a model and its compiled graphs to the manifest and the blobs that it names.
 
-Rules: the manifest is written once, as proto3 JSON with the contract's field names and sorted keys; its digest is
-the plan's. Everything else lies in blobs under its own digest.
+Rules: the manifest says everything that a device must know to run the graphs; whatever is large lies in blobs, each
+under its own digest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from fedrecon.learning.model import Constant, FederatedModel, Field, FromGlobal, Role, Uniform
@@ -24,9 +23,8 @@ from fedrecon.learning.planning.verification import Answer
 from fedrecon.learning.reconstruction import GradientSteps, Schedule
 from fedrecon.v1 import common_pb2, plan_pb2
 from fedrecon.wire.digests import digest_of
+from fedrecon.wire.manifests import PLAN_FORMATS
 from fedrecon.wire.tensors import write_safetensors
-
-FORMAT = 1
 
 wire_types = {
     torch.float32: common_pb2.DTYPE_FLOAT32,
@@ -76,7 +74,7 @@ def build_manifest(
     _check_vocabularies(model, vocabularies)
     checkpoint = {name: _array(value) for name, value in model.global_parameters.items()}
     return plan_pb2.Manifest(
-        format=FORMAT,
+        format=PLAN_FORMATS[-1],
         name=model.name,
         parameters=[_parameter(model, name) for name in model.parameters],
         fields=[_field(each) for each in model.fields],
@@ -109,12 +107,6 @@ def build_manifest(
             name: metadata.version(name) for name in ("fedrecon", "onnx", "onnxruntime", "onnxscript", "torch")
         },
     )
-
-
-def manifest_bytes(manifest: plan_pb2.Manifest) -> bytes:
-    """Returns the exact bytes of `manifest.json`, whose digest names the plan."""
-    text = json_format.MessageToJson(manifest, preserving_proto_field_name=True, indent=2, sort_keys=True)
-    return f"{text}\n".encode()
 
 
 def _check_vocabularies(model: FederatedModel, vocabularies: Mapping[str, plan_pb2.Vocabulary]) -> None:
