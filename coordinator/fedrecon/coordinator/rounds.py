@@ -483,7 +483,8 @@ def step(attempt: Round | None, event: Event, now: int) -> tuple[Round, tuple[Ef
             return replace(after, reporting_ended=event), (CloseGroups(),)
         case GroupsClosed():
             _check_closed(attempt, event)
-            return replace(after, closed=event), (MergeGroups(event.groups),)
+            after = replace(after, closed=event)
+            return after, resume(after)
         case Committed():
             _check_committed(attempt, event)
             return replace(after, committed=event, ended_at=now), ()
@@ -505,7 +506,7 @@ def resume(attempt: Round) -> tuple[Effect, ...]:
         case Phase.REPORTING:
             return (WatchGroups(),)
         case Phase.AGGREGATING:
-            return (CloseGroups(),) if attempt.closed is None else (MergeGroups(attempt.closed.groups),)
+            return _aggregating_effects(attempt)
         case Phase.ABANDONED if attempt.assigned is not None:
             return (DiscardGroups(),)
         case _:
@@ -607,6 +608,13 @@ def _aggregating_due(attempt: Round, now: int) -> Abandoned | None:
         doing = "closing the groups" if closed is None else "making the checkpoint"
         return abandon(attempt, f"{doing} took longer than {terms.aggregating_milliseconds / 1000:g} s", now)
     return None
+
+
+def _aggregating_effects(attempt: Round) -> tuple[Effect, ...]:
+    if attempt.closed is None:
+        return (CloseGroups(),)
+    enough = attempt.closed.reports >= attempt.terms.minimum_reports
+    return (MergeGroups(attempt.closed.groups),) if enough else ()
 
 
 def _patience_ends(attempt: Round) -> int:

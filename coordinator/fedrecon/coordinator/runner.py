@@ -390,8 +390,6 @@ class Runner:
         await self._record(attempt.number, closed)
 
     async def _merge(self, attempt: Round, groups: tuple[bytes, ...]) -> None:
-        if attempt.closed is not None and attempt.closed.reports < attempt.terms.minimum_reports:
-            return  # too few: the round is about to be abandoned
         spec = TaskSpec.FromString(attempt.opened.spec)
         request = merge_request(attempt, spec, groups)
         try:

@@ -235,20 +235,13 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
         yield f"secure_sum.protocol: state one of {', '.join(task_pb2.SumProtocol.keys()[1:])}"
     if secure_sum.ring_bits not in RING_BITS:
         yield f"secure_sum.ring_bits {secure_sum.ring_bits}: one of {', '.join(map(str, RING_BITS))} is needed"
-    if secure_sum.maximum_weight < 1:
-        yield "secure_sum.maximum_weight: at least 1 is needed"
+    for field in ("maximum_weight", "maximum_reports"):
+        if getattr(secure_sum, field) < 1:
+            yield f"secure_sum.{field}: at least 1 is needed"
     if secure_sum.minimum_group > spec.rounds.report_goal:
         yield (
             f"secure_sum.minimum_group {secure_sum.minimum_group}: no group can be opened with a report_goal of "
             f"{spec.rounds.report_goal}"
-        )
-    if spec.rounds.report_goal < 1 or not 1 <= spec.rounds.over_selection <= _LARGEST_OVER_SELECTION:
-        return
-    cohort_size = terms_of(spec).cohort_size
-    if secure_sum.maximum_reports < cohort_size:
-        yield (
-            f"secure_sum.maximum_reports {secure_sum.maximum_reports}: the cohort of {cohort_size} devices may all "
-            "report, so at least that many must fit the sum"
         )
 
 

@@ -35,7 +35,7 @@ def _sentence(at: int, event: rounds.Event) -> str:  # noqa: PLR0911 - one retur
             return _opened(event)
         case rounds.Assigned():
             return (
-                f"{_count(len(event.slots), 'device')} of {event.waiting} that waited were drawn and assigned; they "
+                f"Of {_count(event.waiting, 'device')} that waited, {len(event.slots)} were drawn and assigned; they "
                 f"report to {event.aggregator}."
             )
         case rounds.SessionsFinished():
