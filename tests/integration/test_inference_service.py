@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrecon.device_sdk import Recommender
@@ -24,6 +27,7 @@ from fedrecon.learning.planning import compile_plan
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.lifecycle import serve
+from fedrecon.ops.logs import configure_logs
 from fedrecon.v1 import admin_pb2, plan_pb2, task_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
 from fedrecon.v1.blobs_pb2 import FetchRequest
@@ -340,6 +344,29 @@ async def test_a_checkpoint_that_cannot_be_exported_does_not_displace_the_one_be
     assert live.round == 1
     await deployment.coordinator.commit(deployment.task("films", shift=0.2), 4)
     await deployment.wait_for_round("films", 4)
+
+
+async def test_nothing_of_the_user_is_logged(deployment: Deployment) -> None:
+    await deployment.coordinator.commit(deployment.task("films"), 1)
+    await deployment.wait_for_round("films", 1)
+    stream, before = io.StringIO(), (logging.getLogger().handlers, logging.getLogger().level)
+    configure_logs("inference", level="debug", form="json", stream=stream)
+    try:
+        asked = request("films", ["key-1", "a secret film"], [3.75, 4.25], excluded_keys=["key-9"])
+        answer = await deployment.inference.Recommend(asked, timeout=SECONDS)
+        wrong = request("films", ["key-1"], [66.5])
+        await refused(deployment.inference.Recommend(wrong, timeout=SECONDS))
+    finally:
+        logging.getLogger().handlers, level = before[0], before[1]
+        logging.getLogger().setLevel(level)
+        structlog.reset_defaults()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    calls = [line for line in lines if line["event"] == "call ended"]
+    assert [call["reason"] for call in calls] == ["", "OUT_OF_SCALE"]
+    known = {"code", "event", "level", "logger", "method", "reason", "seconds", "service", "timestamp"}
+    assert all(set(line) <= known for line in lines)
+    private = ["secret", "key-", *(one.title for one in answer.recommendations)]
+    assert [word for word in private if word in stream.getvalue()] == []
 
 
 async def test_what_is_live_is_the_same_after_a_restart(deployment: Deployment) -> None:
