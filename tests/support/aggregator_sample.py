@@ -21,7 +21,7 @@ from fedrecon.aggregator.settings import AggregatorSettings
 from fedrecon.aggregator.snapshots import Snapshots
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.boundary import refusal_of
-from fedrecon.ops.clock import SystemClock
+from fedrecon.ops.clock import Clock, SystemClock
 from fedrecon.ops.journal import Journal
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.lifecycle import Service, serve
@@ -84,18 +84,18 @@ class Aggregator:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, journal: Journal | None = None, snapshots: Snapshots | None = None, **settings: Any
+    folder: Path, journal: Journal | None = None, clock: Clock | None = None, **settings: Any
 ) -> AsyncIterator[Aggregator]:
     journal = MemoryJournal() if journal is None else journal
     made = AggregatorSettings(
         metrics_port=-1, drain_seconds=0.2, home=folder, round_token_key=TOKEN_KEY.hex(), **settings
     )
-    opened = Snapshots(made.folder, SEAL_KEY) if snapshots is None else snapshots
+    snapshots = Snapshots(made.folder, SEAL_KEY)
     blobs = LocalBlobs(folder / "blobs")
     metrics, stopping, ready = Metrics.create("aggregator"), asyncio.Event(), folder / f"{secrets.token_hex(4)}.json"
 
     async def start(service: Service[AggregatorSettings]) -> None:
-        await assemble(service, journal, opened, blobs, SystemClock())
+        await assemble(service, journal, snapshots, blobs, SystemClock() if clock is None else clock)
 
     server = asyncio.create_task(
         serve("aggregator", start, made, 0, metrics=metrics, ready_file=ready, stopping=stopping)
@@ -110,7 +110,7 @@ async def running(
     finally:
         stopping.set()
         await server
-        opened.close()
+        snapshots.close()
 
 
 def now() -> int:

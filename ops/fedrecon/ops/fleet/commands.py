@@ -70,7 +70,7 @@ def fleet(
             cache_folder=folder,
             authority=authority,
         )
-        work = asyncio.create_task(running.run(stopping, lambda tally: live.update(_table(len(people), tally))))
+        work = asyncio.create_task(running.run(stopping, lambda _: live.update(_table(len(people), running.tally))))
         began = asyncio.get_running_loop().time()
         while not work.done() and not stopped.is_set():
             if seconds is not None and asyncio.get_running_loop().time() - began >= seconds:

@@ -95,12 +95,14 @@ class Fleet:
     authority: bytes | None = None
     tally: Tally = field(default_factory=Tally)
 
-    async def run(self, stopping: asyncio.Event, noted: Callable[[Tally], None] = lambda _: None) -> Tally:
+    async def run(
+        self, stopping: asyncio.Event, noted: Callable[[Participation | None], None] = lambda _: None
+    ) -> Tally:
         """Let devices take part until told to stop.
 
         Args:
             stopping: set it to end; sessions under way are dropped.
-            noted: called after every participation.
+            noted: called with every participation, None for a device that vanished.
 
         Returns:
             How it went.
@@ -126,9 +128,12 @@ class Fleet:
                     devices[person] = self._device(person, cache, Phone(line))
                 device, phone = devices[person]
                 phone.begin(self.behaviour.draw(source))
-                rest = await self._take_part(device, source)
+                participation = await self._take_part(device)
+                self.tally.note(participation)
+                noted(participation)
+                after = participation.retry_after_seconds if participation is not None else None
+                rest = after if after is not None else _SILENT_SECONDS * (1 + source.random())
                 heapq.heappush(ready, (time.monotonic() + rest, source.random(), person))
-                noted(self.tally)
 
         workers = [asyncio.create_task(take_turns()) for _ in range(min(self.awake, len(self.people)))]
         stopped = asyncio.create_task(stopping.wait())
@@ -157,13 +162,9 @@ class Fleet:
         )
         return device, phone
 
-    async def _take_part(self, device: Device, source: random.Random) -> float:
-        """Let one device take part and return how long it rests, in seconds."""
+    async def _take_part(self, device: Device) -> Participation | None:
+        """Let one device take part; None if it vanished."""
         try:
-            participation = await device.participate_async()
+            return await device.participate_async()
         except Vanished:
-            self.tally.note(None)
-            return _SILENT_SECONDS * (1 + source.random())
-        self.tally.note(participation)
-        after = participation.retry_after_seconds
-        return after if after is not None else _SILENT_SECONDS * (1 + source.random())
+            return None
