@@ -22,14 +22,14 @@ from fedrecon.aggregator.snapshots import Snapshots
 from fedrecon.aggregator.summing import CODEC
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
-from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease, StaleWriter
+from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.tls import open_channel
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2
-from fedrecon.v1.aggregator_pb2 import CloseRequest, UploadStatusRequest
+from fedrecon.v1.aggregator_pb2 import CloseRequest, JoinRequest, UploadStatusRequest
 from fedrecon.wire.digests import digest_of
 from support.aggregator_sample import (
     ROUND,
@@ -48,16 +48,18 @@ from support.aggregator_sample import (
 
 
 class FaultyJournal:
-    """A journal whose appends of one kind of event go wrong, once or for a while.
+    """A journal whose appends of one kind of event go wrong.
 
     Attributes:
-        fault: called around each such append; gets a function that really appends.
+        fault: called in place of each such append; gets a function that really appends. None: nothing goes wrong.
+        reached: set when such an append was asked for.
     """
 
     def __init__(self, journal: Journal, kind: type) -> None:
         self._journal = journal
         self._kind = kind
         self.fault: Callable[[Callable[[], Any]], Any] | None = None
+        self.reached = asyncio.Event()
 
     async def append(self, task: str, appends: Sequence[Append], *, lease: Lease | None = None) -> None:
         async def really() -> None:
@@ -69,29 +71,49 @@ class FaultyJournal:
         else:
             await self.fault(really)
 
+    async def die_before(self, really: Callable[[], Any]) -> None:
+        """Never appends, and never returns."""
+        del really
+        self.reached.set()
+        await asyncio.Event().wait()
+
+    async def die_after(self, really: Callable[[], Any]) -> None:
+        """Appends, and never returns."""
+        await really()
+        self.reached.set()
+        await asyncio.Event().wait()
+
+    def hold(self) -> asyncio.Event:
+        """Lets appends wait for the event that is returned."""
+        released = asyncio.Event()
+
+        async def wait(really: Callable[[], Any]) -> None:
+            self.reached.set()
+            await released.wait()
+            await really()
+
+        self.fault = wait
+        return released
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._journal, name)
 
 
-async def forever() -> None:
-    await asyncio.Event().wait()
+async def abandoned(journal: FaultyJournal, *calls: Any) -> None:
+    """Makes calls of which none is answered, because the aggregator is stuck in the journal's fault."""
+    begun = [asyncio.ensure_future(call) for call in calls]
+    await journal.reached.wait()
+    for call in begun:
+        assert not call.done()
+        call.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
+    journal.reached.clear()
 
 
-async def die_before(really: Callable[[], Any]) -> None:
-    del really
-    await forever()
-
-
-async def die_after(really: Callable[[], Any]) -> None:
-    await really()
-    await forever()
-
-
-async def gave_up(call: Any) -> None:
-    """Waits for a call that its caller stops waiting for."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+async def added(aggregator: Aggregator, reports: int) -> None:
+    """Returns once so many reports are in a sum, durable or not."""
+    while aggregator.counted("report_bytes_count") < reports:  # noqa: ASYNC110 - seen from outside
+        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -115,8 +137,24 @@ def sealed_files(folder: Path) -> list[Path]:
     return [path for path in (folder / "aggregator" / "sums").glob("??/*") if path.is_file()]
 
 
+async def closing(aggregator: Aggregator, *, discard: bool = False) -> Any:
+    return await aggregator.sums.Close(CloseRequest(round=ROUND, discard=discard), timeout=20)
+
+
+async def refuses_reports(aggregator: Aggregator, group: bytes) -> None:
+    """Returns once a round that is being closed takes no more reports."""
+    latecomer = make_device(999)
+    while True:
+        try:
+            await aggregator.devices.Join(JoinRequest(proof=latecomer.proof), timeout=5)
+        except grpc.aio.AioRpcError:
+            break
+        await asyncio.sleep(0.01)
+    await refused(latecomer.upload(aggregator, group), grpc.StatusCode.FAILED_PRECONDITION, "ROUND_CLOSED")
+
+
 async def reported(aggregator: Aggregator) -> int:
-    answer = await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=10)
+    answer = await closing(aggregator)
     (group,) = answer.groups
     assert group.phase == aggregator_pb2.GROUP_PHASE_CLOSED
     return int(group.reports)
@@ -130,8 +168,8 @@ async def test_a_batch_that_was_not_journalled_never_happened(tmp_path: Path, ki
         async with running(tmp_path, journal) as aggregator:
             checkpoint, groups = await opened(aggregator)
             await asyncio.gather(*(device.upload(aggregator, groups[0]) for device in devices[:3]))
-            journal.fault = die_before
-            await asyncio.gather(*(gave_up(device.upload(aggregator, groups[0], 0.5)) for device in devices[3:]))
+            journal.fault = journal.die_before
+            await abandoned(journal, *(device.upload(aggregator, groups[0]) for device in devices[3:]))
             assert len(sealed_files(tmp_path)) == 2
         journal.fault = None
         async with running(tmp_path, journal) as aggregator:
@@ -152,8 +190,8 @@ async def test_a_batch_that_was_journalled_counts_although_nobody_was_told(tmp_p
         async with running(tmp_path, journal) as aggregator:
             checkpoint, groups = await opened(aggregator)
             await asyncio.gather(*(device.upload(aggregator, groups[0]) for device in devices[:2]))
-            journal.fault = die_after
-            await gave_up(devices[2].upload(aggregator, groups[0], 0.5))
+            journal.fault = journal.die_after
+            await abandoned(journal, devices[2].upload(aggregator, groups[0]))
         journal.fault = None
         async with running(tmp_path, journal) as aggregator:
             status = await aggregator.devices.UploadStatus(
@@ -172,30 +210,30 @@ async def test_a_batch_that_was_journalled_counts_although_nobody_was_told(tmp_p
 async def test_reports_wait_while_the_journal_is_away_and_count_once(tmp_path: Path, applied: bool) -> None:
     devices = [make_device(seed) for seed in range(5)]
     journal: Any = FaultyJournal(MemoryJournal(), Accepted)
-    failures = 0
+    failures, back = 0, asyncio.Event()
 
     async def unavailable(really: Callable[[], Any]) -> None:
         nonlocal failures
+        if back.is_set():
+            await really()
+            return
         failures += 1
-        if applied:
-            with contextlib.suppress(StaleWriter):
-                await really()
-        if failures < 3:
-            raise JournalUnavailable("away")
-        journal.fault = None
-        if applied:
-            raise JournalUnavailable("away")
-        await really()
+        if applied and failures == 1:
+            await really()
+        if failures == 2:
+            journal.reached.set()
+        raise JournalUnavailable("away")
 
     async with running(tmp_path, journal) as aggregator:
         checkpoint, groups = await opened(aggregator)
         journal.fault = unavailable
         uploads = [asyncio.create_task(device.upload(aggregator, groups[0])) for device in devices]
-        await gave_up(devices[0].upload(aggregator, groups[0], 0.1))
+        await added(aggregator, 5)
+        await abandoned(journal, devices[0].upload(aggregator, groups[0]))
         assert not any(upload.done() for upload in uploads)
+        back.set()
         await asyncio.gather(*uploads)
         await devices[0].upload(aggregator, groups[0])
-        assert failures == 3
         assert await reported(aggregator) == 5
         merged = await aggregator.sums.Merge(merging(checkpoint, groups), timeout=5)
         assert merged.sum_digest == digest_of(total_of(devices))
@@ -208,8 +246,8 @@ async def test_a_close_whose_answer_was_lost_is_closed(tmp_path: Path) -> None:
         checkpoint, groups = await opened(aggregator)
         for device in devices:
             await device.upload(aggregator, groups[0])
-        journal.fault = die_after
-        await gave_up(aggregator.sums.Close(CloseRequest(round=ROUND), timeout=0.3))
+        journal.fault = journal.die_after
+        await abandoned(journal, closing(aggregator))
     journal.fault = None
     async with running(tmp_path, journal) as aggregator:
         assert await reported(aggregator) == 3
@@ -308,39 +346,56 @@ async def test_a_disk_that_fails_refuses_reports(tmp_path: Path, monkeypatch: py
 
 async def test_reports_that_arrive_while_a_batch_is_written_share_the_next(tmp_path: Path) -> None:
     devices = [make_device(seed) for seed in range(20)]
-    journal: Any = FaultyJournal(MemoryJournal(), Accepted)
-    batches = []
-
-    async def slow(really: Callable[[], Any]) -> None:
-        batches.append(1)
-        await asyncio.sleep(0.2)
-        await really()
-
-    journal.fault = slow
+    kept = MemoryJournal()
+    journal: Any = FaultyJournal(kept, Accepted)
     async with running(tmp_path, journal) as aggregator:
         _, groups = await opened(aggregator)
-        await asyncio.gather(*(device.upload(aggregator, groups[0]) for device in devices))
-        assert len(batches) <= 4
+        released = journal.hold()
+        uploads = [asyncio.create_task(device.upload(aggregator, groups[0])) for device in devices]
+        await added(aggregator, 20)
+        released.set()
+        await asyncio.gather(*uploads)
+        (stream,) = await kept.streams("films", "group/")
+        batches = [CODEC.decode(one.event) for one in (await kept.load("films", stream)).events[1:]]
+        assert len(batches) == 2
         assert await reported(aggregator) == 20
 
 
-async def test_closing_writes_what_has_arrived_and_discarding_does_not(tmp_path: Path) -> None:
+async def test_closing_writes_what_has_arrived(tmp_path: Path) -> None:
     devices = [make_device(seed) for seed in range(4)]
     journal: Any = FaultyJournal(MemoryJournal(), Accepted)
-
-    async def slow(really: Callable[[], Any]) -> None:
-        await asyncio.sleep(0.3)
-        await really()
-
-    journal.fault = slow
     async with running(tmp_path, journal) as aggregator:
         checkpoint, groups = await opened(aggregator)
-        uploads = [asyncio.create_task(device.upload(aggregator, groups[0])) for device in devices[:3]]
-        await asyncio.sleep(0.1)
-        assert await reported(aggregator) == 3
+        released = journal.hold()
+        uploads = [asyncio.create_task(device.upload(aggregator, groups[0])) for device in devices]
+        await added(aggregator, 4)
+        closed = asyncio.create_task(reported(aggregator))
+        await refuses_reports(aggregator, groups[0])
+        released.set()
+        assert await closed == 4
         await asyncio.gather(*uploads)
         merged = await aggregator.sums.Merge(merging(checkpoint, groups), timeout=5)
-        assert merged.sum_digest == digest_of(total_of(devices[:3]))
+        assert merged.sum_digest == digest_of(total_of(devices))
+
+
+async def test_discarding_refuses_what_is_not_durable_and_voids_what_is(tmp_path: Path) -> None:
+    first, *others = [make_device(seed) for seed in range(4)]
+    journal: Any = FaultyJournal(MemoryJournal(), Accepted)
+    async with running(tmp_path, journal) as aggregator:
+        _, groups = await opened(aggregator)
+        released = journal.hold()
+        written = asyncio.create_task(first.upload(aggregator, groups[0]))
+        await journal.reached.wait()
+        waiting = [asyncio.create_task(device.upload(aggregator, groups[0])) for device in others]
+        await added(aggregator, 4)
+        discarded = asyncio.create_task(closing(aggregator, discard=True))
+        await refuses_reports(aggregator, groups[0])
+        released.set()
+        assert (await written).digest == digest_of(first.vector)
+        for upload in waiting:
+            await refused(upload, grpc.StatusCode.FAILED_PRECONDITION, "ROUND_CLOSED")
+        answer = await discarded
+        assert [(one.phase, one.voided) for one in answer.groups] == [(aggregator_pb2.GROUP_PHASE_ABORTED, 1)]
 
 
 async def test_a_group_that_somebody_else_writes_to_is_given_up_here(tmp_path: Path) -> None:
@@ -361,8 +416,7 @@ async def test_an_attempt_lies_on_one_aggregator(tmp_path: Path) -> None:
         await make_device(1).upload(first, groups[0])
     async with running(tmp_path / "b", journal) as second:
         assert second.counted("aggregator_recovered_reports_total") == 0
-        closing = second.sums.Close(CloseRequest(round=ROUND), timeout=5)
-        await refused(closing, grpc.StatusCode.NOT_FOUND, "UNKNOWN_ROUND")
+        await refused(closing(second), grpc.StatusCode.NOT_FOUND, "UNKNOWN_ROUND")
 
 
 def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
@@ -426,6 +480,7 @@ async def test_kill_9_in_the_middle_of_batches_loses_and_doubles_nothing(tmp_pat
     generator = random.Random(7)
     devices = [make_device(seed) for seed in range(40)]
     acknowledged: set[bytes] = set()
+    killed, late = asyncio.Event(), devices[30:]
     server = EmbeddedValkey(tmp_path / "valkey")
     await asyncio.to_thread(server.start)
     process = Process(tmp_path, server.url)
@@ -439,6 +494,8 @@ async def test_kill_9_in_the_middle_of_batches_loses_and_doubles_nothing(tmp_pat
 
             async def report(device: Device) -> None:
                 await asyncio.sleep(generator.random())
+                if device in late:
+                    await killed.wait()
                 while device.session not in acknowledged:
                     try:
                         await device.upload(aggregator, groups[0], 3)
@@ -450,9 +507,10 @@ async def test_kill_9_in_the_middle_of_batches_loses_and_doubles_nothing(tmp_pat
                         acknowledged.add(device.session)
 
             reports = asyncio.gather(*(report(device) for device in devices))
-            await asyncio.sleep(generator.uniform(0.3, 0.6))
-            assert 0 < len(acknowledged) < len(devices)
+            while len(acknowledged) < 10:  # noqa: ASYNC110 - a test's own patience
+                await asyncio.sleep(0.01)
             await process.kill()
+            killed.set()
             await process.start()
             await reports
             closed = await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=20)

@@ -13,6 +13,8 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from fedrecon.ops.clock import ManualClock
+from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.tokens import issue_token
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import (
@@ -373,15 +375,33 @@ async def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_group_that_nobody_closes_is_given_up(tmp_path: Path) -> None:
-    async with running(tmp_path) as aggregator:
-        _, (group,) = await opened(aggregator, expires_unix_milliseconds=now() + 600)
+    clock = ManualClock(now())
+    async with running(tmp_path, clock=clock) as aggregator:
+        _, (group,) = await opened(aggregator, expires_unix_milliseconds=now() + 10_000)
         device = make_device(1)
         await device.upload(aggregator, group)
-        last = None
-        async for progress in aggregator.sums.Watch(WatchRequest(round=ROUND), timeout=10):
-            last = progress.groups[0]
-        assert last is not None
-        assert (last.phase, last.voided) == (aggregator_pb2.GROUP_PHASE_ABORTED, 1)
+        watch = aggregator.sums.Watch(WatchRequest(round=ROUND), timeout=10)
+        assert (await watch.read()).groups[0].phase == aggregator_pb2.GROUP_PHASE_UPLOADING
+        await clock.advance(15_000)
+        given_up = (await watch.read()).groups[0]
+        assert (given_up.phase, given_up.voided) == (aggregator_pb2.GROUP_PHASE_ABORTED, 1)
+        assert await watch.read() is grpc.aio.EOF
+
+
+async def test_ended_attempts_are_removed_after_a_while(tmp_path: Path) -> None:
+    clock, journal = ManualClock(now()), MemoryJournal()
+    async with running(tmp_path, journal, clock, aggregator_keep_hours=0.01) as aggregator:
+        _, (group,) = await opened(aggregator, expires_unix_milliseconds=now() + 10_000)
+        await make_device(1).upload(aggregator, group)
+        await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)
+        await clock.advance(40_000)
+        assert len((await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)).groups) == 1
+        await clock.advance(20_000)
+        while await journal.streams("films", "group/"):  # noqa: ASYNC110 - files are removed in a thread
+            await asyncio.sleep(0.01)
+        gone = aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)
+        await refused(gone, grpc.StatusCode.NOT_FOUND, "UNKNOWN_ROUND")
+        assert not [path for path in (tmp_path / "aggregator" / "sums").glob("??/*") if path.is_file()]
 
 
 async def test_blobs_are_fetched_from_any_byte_with_their_digest(tmp_path: Path) -> None:

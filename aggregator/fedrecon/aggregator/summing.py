@@ -133,6 +133,7 @@ class Summing:
         self._filling = self._empty_batch()
         self._writing: _Batch | None = None
         self._ending = group.ended
+        self._discarding = False
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -200,6 +201,7 @@ class Summing:
             Refusal: the disk is full, or the group is somebody else's now.
         """
         self._ending = True
+        self._discarding = self._discarding or discard
         await asyncio.shield(self._start(self._end(discard=discard)))
 
     async def expire(self) -> None:
@@ -266,7 +268,7 @@ class Summing:
 
     async def _write_batches(self) -> None:
         async with self._turn:
-            while self._filling.reports:
+            while self._filling.reports and not self._discarding:
                 await self._write_batch()
 
     async def _end(self, *, discard: bool) -> None:
