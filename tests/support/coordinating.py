@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from fedrecon.coordinator import ledger, rounds
 from fedrecon.coordinator.admin import AdminService
@@ -257,7 +258,7 @@ class Coordinator:
 
     async def until_ready(self, name: str = TASK) -> None:
         async with asyncio.timeout(CALL_SECONDS):
-            while self.roster.ready_runner(name) is None:
+            while self.roster.ready_runner(name) is None:  # noqa: ASYNC110 - nobody sets an event for tests
                 await asyncio.sleep(0.005)
 
     async def task(self, name: str = TASK) -> admin_pb2.Task:
@@ -273,7 +274,7 @@ class Coordinator:
                     return last
                 await asyncio.sleep(0.005)
 
-    async def check_in(self, device: int, timeout: float = CALL_SECONDS, **fields: Any) -> CheckInResponse:
+    async def check_in(self, device: int, seconds: float = CALL_SECONDS, **fields: Any) -> CheckInResponse:
         request = CheckInRequest(
             **{
                 "credentials": Credentials(device_key=device.to_bytes(32, "little")),
@@ -283,7 +284,7 @@ class Coordinator:
                 **fields,
             }
         )
-        response: CheckInResponse = await self.devices.CheckIn(request, timeout=timeout)
+        response: CheckInResponse = await self.devices.CheckIn(request, timeout=seconds)
         return response
 
     async def assign(self, *devices: int) -> list[Assignment]:
@@ -359,11 +360,9 @@ async def house(folder: Path, journal: Journal) -> AsyncIterator[House]:
 
 async def refused(call: Any, code: grpc.StatusCode, reason: str) -> ErrorInfo:
     """Asserts that a call is refused and returns why."""
-    try:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
-    except grpc.aio.AioRpcError as error:
-        explained = refusal_of(error)
-        assert (error.code(), explained and explained.reason) == (code, reason), error.details()
-        assert explained is not None
-        return explained
-    raise AssertionError(f"not refused: {reason} was expected")
+    explained = refusal_of(raised.value)
+    assert explained is not None, raised.value.details()
+    assert (raised.value.code(), explained.reason) == (code, reason), explained.message
+    return explained

@@ -110,7 +110,7 @@ class CoordinatorService(CoordinatorServicer):
             verify_token(around.key, key, request.session, request.round_token, 0)
         except BadTokenError as error:
             raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION,
+                grpc.StatusCode.PERMISSION_DENIED,
                 "BAD_ROUND_TOKEN",
                 f"The session cannot be ended: {error}.",
                 "Send session, round and token as the assignment gave them.",
