@@ -53,6 +53,26 @@ def test_what_changes_the_order_or_the_power_stays() -> None:
     assert operators(simplify("g", model_of(nodes, [2, 3]), ["in"], ["out"])) == ["Transpose", "Pow"]
 
 
+def test_extents_of_a_scalar_are_known() -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["a"], keepdims=0),
+        helper.make_node("Shape", ["a"], ["extents"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("Expand", ["b", "extents"], ["y"]),
+    ]
+    assert operators(simplify("g", model_of(nodes, [2, 3]), ["in"], ["out"])) == ["ReduceSum", "Neg"]
+
+
+@pytest.mark.parametrize(("shape", "expected"), [([5], ["Neg"]), ([5, 2], ["Reshape", "Neg"])])
+def test_only_what_is_flat_already_is_not_flattened(shape: list[int | str], expected: list[str]) -> None:
+    nodes = [
+        constant("flat", [-1]),
+        helper.make_node("Reshape", ["x", "flat"], ["a"]),
+        helper.make_node("Neg", ["a"], ["y"]),
+    ]
+    assert operators(simplify("g", model_of(nodes, shape), ["in"], ["out"])) == expected
+
+
 def test_equal_computations_are_merged_and_unread_ones_dropped() -> None:
     nodes = [
         helper.make_node("Neg", ["x"], ["a"]),

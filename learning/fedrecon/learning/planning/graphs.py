@@ -20,6 +20,7 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning import functions, values
 from fedrecon.learning.planning.export import IR_VERSION, OPSET, element_types, export
+from fedrecon.learning.planning.loops import split_loop
 from fedrecon.learning.planning.values import Value, graph_names
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
 from fedrecon.v1 import plan_pb2
@@ -172,17 +173,15 @@ def _steps(
         for name in moving
     )
     body = export(what, functions.step(model, moving), (*fixed, order, mask, rate), (*after, loss))
-    # Inside the loop every name is its own: a graph within a graph may not use a name of the outer one again.
-    # Frozen parameters and fields are not renamed: the loop reads them from outside.
-    own = {f"parameter.{name}" for name in moving} | {"order", "mask", "rate", "loss"} | {value.name for value in after}
-    for node in body:
-        node.input[:] = [f"step.{name}" if name in own or name.startswith("value.") else name for name in node.input]
-        node.output[:] = [f"step.{name}" for name in node.output]
+    states = tuple(values.parameter(model, name) for name in moving)
+    scanned = {"order": "order", "mask": "mask", "rate": rates.name}
+    constant, body = split_loop(
+        body, {state.name for state in states}, scanned, [*(value.name for value in after), "loss"]
+    )
 
     def inner(value: Value) -> ValueInfoProto:
         return _declare(value, f"step.{value.name}")
 
-    states = tuple(values.parameter(model, name) for name in moving)
     loop = helper.make_graph(
         body,
         "step",
@@ -208,6 +207,7 @@ def _steps(
         [_declare(value, f"none.{value.name}") for value in results],
     )
     nodes = [
+        *constant,
         helper.make_node("Size", [rates.name], ["steps"]),
         helper.make_node("Cast", ["steps"], ["any"], to=TensorProto.BOOL),
         helper.make_node("If", ["any"], [value.name for value in results], then_branch=some, else_branch=none),

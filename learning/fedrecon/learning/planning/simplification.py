@@ -59,12 +59,12 @@ def simplify(what: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: 
     seen: dict[bytes, str] = {}
     for node in _with_axes_from_the_front(graph.node, ranks):
         plain = _plain(node, renamed)
-        same = _does_nothing(plain, types, constants)
+        same = _does_nothing(plain, types, ranks, constants)
         if same is not None:
             renamed[node.output[0]] = same
             continue
         plain = _as_cast(plain, types)
-        folded = _folded(plain, constants)
+        folded = _folded(plain, ranks, constants)
         if folded is not None:
             plain = helper.make_node("Constant", [], list(plain.output), value=folded)
         if plain.op_type == "Constant":
@@ -124,7 +124,9 @@ def _attributes(node: NodeProto) -> dict[str, object]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _does_nothing(node: NodeProto, types: Mapping[str, int], constants: Mapping[str, TensorProto]) -> str | None:
+def _does_nothing(
+    node: NodeProto, types: Mapping[str, int], ranks: Mapping[str, int], constants: Mapping[str, TensorProto]
+) -> str | None:
     """Returns the input that a node passes on unchanged, or None where it computes something."""
     match node.op_type:
         case "Identity":
@@ -140,6 +142,11 @@ def _does_nothing(node: NodeProto, types: Mapping[str, int], constants: Mapping[
         case "Pow" if node.input[1] in constants:
             exponent = numpy_helper.to_array(constants[node.input[1]])
             idle = exponent.ndim == 0 and bool(exponent == 1)
+        case "Reshape" if node.input[1] in constants:
+            flat = numpy_helper.to_array(constants[node.input[1]]).tolist() == [-1]
+            idle = flat and ranks.get(node.input[0]) == 1
+        case "Expand" if node.input[1] in constants:
+            idle = numpy_helper.to_array(constants[node.input[1]]).size == 0
         case operator:
             idle = operator in _single and len(node.input) == 1
     return node.input[0] if idle else None
@@ -153,8 +160,10 @@ def _as_cast(node: NodeProto, types: Mapping[str, int]) -> NodeProto:
     return helper.make_node("Cast", [node.input[0]], list(node.output), to=target)
 
 
-def _folded(node: NodeProto, constants: Mapping[str, TensorProto]) -> TensorProto | None:
-    """Returns the value of a node whose inputs are all small constants, or None."""
+def _folded(node: NodeProto, ranks: Mapping[str, int], constants: Mapping[str, TensorProto]) -> TensorProto | None:
+    """Returns the value of a node whose inputs are all small constants, or that measures a scalar, or None."""
+    if node.op_type == "Shape" and ranks.get(node.input[0]) == 0:
+        return numpy_helper.from_array(np.zeros(0, dtype=np.int64))
     if node.op_type not in _foldable or not all(name in constants for name in node.input if name):
         return None
     feeds = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}

@@ -175,7 +175,8 @@ def compare(where: str, found: Mapping[str, NDArray[Any]], expected: Mapping[str
         if not difference <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * scale:
             raise PlanError(
                 f"{where}: output {name} differs from torch by {difference:.3g}, "
-                f"where the largest number is {scale:.3g}; the graph is wrong: do not use it"
+                f"where the largest number is {scale:.3g}; either the graph is wrong, or steps "
+                "diverge at the largest rates: lower the maximum of the rate"
             )
         worst = max(worst, difference / max(scale, ABSOLUTE_TOLERANCE / RELATIVE_TOLERANCE))
     return worst
