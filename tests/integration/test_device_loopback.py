@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
@@ -37,7 +44,7 @@ from support import device_bundle as bundle
 
 PUBLISHER = bundle.PUBLISHER.public_key().public_bytes_raw().hex()
 WINDOWS = RetryWindows(accepted=RetryWindow(min_milliseconds=1000, max_milliseconds=2000))
-QUICK = Patience(attempts=3, first_seconds=0.01)
+QUICK = Patience(attempts=3, session_attempts=5, first_seconds=0.01)
 RATINGS = [("film-4", 5.0), ("film-1", 1.0), ("film-0", 3.0), ("film-1", 4.0), ("film-2", 0.5), ("film-4", 1.5)]
 
 
@@ -124,19 +131,31 @@ def plan() -> Any:
     return bundle.make_plan()
 
 
-@pytest.fixture
-def running(plan: Any) -> Iterator[tuple[Services, str, grpc.Server]]:
-    services = Services(plan)
+@contextmanager
+def serve(services: Services, credentials: grpc.ServerCredentials | None = None) -> Iterator[tuple[str, grpc.Server]]:
+    """Runs the services on a free port of the loopback."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     add_CoordinatorServicer_to_server(services, server)
     add_AggregatorServicer_to_server(services, server)
     add_BlobsServicer_to_server(services, server)
     add_InferenceServicer_to_server(services, server)
-    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if credentials is None:
+        target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    else:
+        target = f"localhost:{server.add_secure_port('localhost:0', credentials)}"
     services.assignment.aggregator = services.assignment.blobs = target
     server.start()
-    yield services, target, server
-    server.stop(None).wait()
+    try:
+        yield target, server
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.fixture
+def running(plan: Any) -> Iterator[tuple[Services, str, grpc.Server]]:
+    services = Services(plan)
+    with serve(services) as (target, server):
+        yield services, target, server
 
 
 def store() -> ExampleStore:
@@ -314,6 +333,47 @@ def test_a_fetched_recommender_serves_offline(running: tuple[Services, str, grpc
     assert offline == online
     with pytest.raises(UnreachableError):
         device("127.0.0.1:1", inference=target, task="films").recommend(2)
+
+
+def test_without_inference_the_last_plan_serves(running: tuple[Services, str, grpc.Server], tmp_path: Path) -> None:
+    _, target, _ = running
+    device(target, home=tmp_path).participate()
+    serving = device(target, home=tmp_path, inference="127.0.0.1:1")
+    assert {each.key for each in serving.recommend(6)} == {"film-3", "film-5"}
+    assert [each.message for each in serving.receipt()] == ["GetRecommender"] * 3
+
+
+def _certificate() -> tuple[bytes, bytes]:
+    """Returns a private key and a certificate that signs itself, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(minutes=10))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return secret, certificate.public_bytes(Encoding.PEM)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_device_believes_only_its_own_authority(plan: Any, *, asynchronous: bool) -> None:
+    secret, certificate = _certificate()
+    outcomes = []
+    with serve(Services(plan), grpc.ssl_server_credentials([(secret, certificate)])) as (target, _):
+        for authority in (certificate, _certificate()[1]):
+            taking_part = device(target, authority=authority)
+            ended = await taking_part.participate_async() if asynchronous else taking_part.participate()
+            outcomes.append(ended.outcome)
+    assert outcomes == [Outcome.UPLOADED, Outcome.UNREACHABLE]
 
 
 def test_a_forgotten_device_is_a_new_one(running: tuple[Services, str, grpc.Server], tmp_path: Path) -> None:

@@ -115,3 +115,12 @@ def test_a_store_of_another_kind_of_file_is_not_overwritten(tmp_path: Path) -> N
     with pytest.raises(sqlite3.DatabaseError):
         ExampleStore(path)
     assert path.read_text().startswith("these are notes")
+
+
+def test_every_example_holds_as_many_numbers() -> None:
+    with ExampleStore(":memory:", fields={"features": float}) as store:
+        store.add(features=[1.0, 2.0])
+        with pytest.raises(InvalidExampleError, match="in the first example it was"):
+            store.add(features=[1.0])
+        with pytest.raises(InvalidExampleError, match="in the first example it was"):
+            store.add(features=1.0)

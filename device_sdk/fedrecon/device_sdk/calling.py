@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from fedrecon.device_sdk.blob_cache import BlobCache
-from fedrecon.device_sdk.errors import CallFailedError, DamagedBlobError, TooLateError, UnreachableError
+from fedrecon.device_sdk.errors import (
+    CallFailedError,
+    DamagedBlobError,
+    FedreconError,
+    TooLateError,
+    UnreachableError,
+)
 from fedrecon.device_sdk.receipts import REVEALS, Departure, Receipt
 from fedrecon.device_sdk.requests import FETCH, UPLOAD, Call, Compute, Fetch, Method, Request, Sleep, Upload
 from fedrecon.v1.aggregator_pb2 import UploadHeader, UploadRequest, UploadResponse
@@ -37,12 +43,14 @@ class Patience:
     """How long a device goes on trying.
 
     Attributes:
-        attempts: sends of one call or transfer that make no progress, at least 1.
+        attempts: sends of one call or transfer that make no progress, at least 1, outside a session.
+        session_attempts: the same within a session, whose deadline ends it, too: a service may be restarting.
         first_seconds: wait after the first failure; it doubles, and is spread by half up and down.
         longest_seconds: longest wait.
     """
 
     attempts: int = 6
+    session_attempts: int = 40
     first_seconds: float = 0.25
     longest_seconds: float = 8.0
 
@@ -161,7 +169,7 @@ class Line:
                 kept = bytes(arrived)
                 try:
                     yield from self.back_off(error, failures, target)
-                except UnreachableError:
+                except FedreconError:
                     self.cache.keep_partial(reference.digest, kept)
                     raise
         content = bytes(arrived)
@@ -202,7 +210,8 @@ class Line:
         """
         if not error.transient:
             raise error
-        if failures >= self.patience.attempts:
+        attempts = self.patience.attempts if self.deadline is None else self.patience.session_attempts
+        if failures >= attempts:
             raise UnreachableError(f"{target} failed {failures} times, at last with: {error}") from error
         wait = min(self.patience.first_seconds * 2 ** (failures - 1), self.patience.longest_seconds)
         wait *= 0.5 + self.fraction()

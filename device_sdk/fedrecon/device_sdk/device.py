@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
 from fedrecon.device_sdk.driving import Result, drive, run_blocking
-from fedrecon.device_sdk.errors import NoModelError
+from fedrecon.device_sdk.errors import NoModelError, UnreachableError
 from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.floors import read_floors
 from fedrecon.device_sdk.identity import device_key, public_bytes
@@ -152,7 +152,7 @@ class Device:
         return recommend_from(material, columns, assignment.work, k, exclude, exclude_seen=exclude_seen)
 
     def receipt(self) -> Receipt:
-        """Returns all that left the device in its last participation."""
+        """Returns all that left the device since its last participation began."""
         return self._receipt
 
     def forget(self) -> None:
@@ -189,6 +189,8 @@ class Device:
     def _keep(self, ending: Ending) -> Participation:
         self._memory.keep(ending.minimum_examples, ending.assignment)
         self._receipt = ending.participation.receipt
+        if self._inference is not None:
+            self._recommender = None  # there may be a newer one
         return ending.participation
 
     def _block(self, core: Steps[Result]) -> Result:
@@ -199,17 +201,27 @@ class Device:
         finally:
             transport.close()
 
-    def _line(self) -> Line:
-        return Line(time.monotonic, time.time, self._entropy, self._patience, self._cache)
+    def _fetch(self, core: Callable[[Line], Steps[Result]]) -> Result:
+        """Runs a core outside a participation, and keeps the receipt of what it sends."""
+        line = Line(time.monotonic, time.time, self._entropy, self._patience, self._cache)
+        try:
+            return self._block(core(line))
+        finally:
+            self._receipt = Receipt((*self._receipt, *line.departures))
 
     def _find_recommender(self) -> Recommender | None:
         """Returns the app's recommender file, or the live one of the Inference service; None if there is neither."""
         if self._recommender is None and self._recommender_file is not None:
             self._recommender = Recommender(self._recommender_file)
-        if self._recommender is None and self._inference is not None:
+        inference = self._inference
+        if self._recommender is None and inference is not None:
             last = self._memory.assignment
             task = self._task or (last.round.task if last is not None else self._population)
-            self._recommender = self._block(fetch_recommender(self._line(), self._inference, task))
+            try:
+                self._recommender = self._fetch(lambda line: fetch_recommender(line, inference, task))
+            except UnreachableError:
+                if last is None:
+                    raise
         return self._recommender
 
     def _material(self) -> tuple[Any, Material]:
@@ -217,4 +229,4 @@ class Device:
         assignment = self._memory.assignment
         if assignment is None:
             raise NoModelError(f"this device of {self._population!r} has no recommender and never took part")
-        return assignment, self._block(fetch_material(assignment, self._line()))
+        return assignment, self._fetch(lambda line: fetch_material(assignment, line))

@@ -77,6 +77,8 @@ class ExampleStore:
         if str(path) != ":memory:":
             Path(path).chmod(0o600)
         self._connection.executescript(_SCHEMA)
+        first = self._connection.execute("SELECT content FROM examples ORDER BY id LIMIT 1").fetchone()
+        self._first: dict[str, Any] = json.loads(first[0]) if first else {}
 
     def add(self, *, when: float | None = None, **values: Any) -> None:
         """Adds an example.
@@ -162,17 +164,29 @@ class ExampleStore:
                 f"an example with the fields {sorted(example)}; this store holds {sorted(fields)}",
                 "give a value for each field and no other",
             )
-        return moment, json.dumps({name: _checked(name, example[name], kind) for name, kind in fields.items()})
+        values = {name: _checked(name, example[name], kind) for name, kind in fields.items()}
+        self._first = self._first or values
+        for name, value in values.items():
+            if _length(value) != _length(self._first[name]):
+                raise InvalidExampleError(
+                    f"{name} is {value!r}; in the first example it was {self._first[name]!r}",
+                    "give as many numbers in every example",
+                )
+        return moment, json.dumps(values)
 
     def _known_fields(self, example: Mapping[str, Any]) -> Mapping[str, FieldKind]:
         """Returns the fields: declared, or those of the first example ever added."""
         if self._fields is None:
-            first = self._connection.execute("SELECT content FROM examples ORDER BY id LIMIT 1").fetchone()
-            pattern = json.loads(first[0]) if first else example
+            pattern = self._first or example
             if not pattern:
                 raise InvalidExampleError("an example without fields", "name at least one: add(item=..., rating=...)")
             self._fields = {name: str if isinstance(value, str) else float for name, value in pattern.items()}
         return self._fields
+
+
+def _length(value: Any) -> int | None:
+    """Returns how many numbers a value holds; None for a single one and for a key."""
+    return len(value) if isinstance(value, list) else None
 
 
 def _checked(name: str, value: Any, kind: FieldKind) -> str | float | list[float]:

@@ -6,12 +6,13 @@ The way without a recommender file: slower to start, the same answers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrecon.device_sdk.calling import Line, Steps
+from fedrecon.device_sdk.calling import CALL_SECONDS, Line, Steps
 from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.errors import UnreachableError, UnusablePlanError
 from fedrecon.device_sdk.local_parameters import LocalParameters
@@ -24,6 +25,8 @@ from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.inference_pb2 import GetRecommenderRequest, GetRecommenderResponse
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire.keystream import SEED_BYTES
+
+REFRESH_SECONDS = 3.0
 
 
 def reconstruct_from(material: Material, columns: Mapping[str, NDArray[Any]], work: LocalWork) -> LocalParameters:
@@ -80,10 +83,13 @@ def fetch_recommender(line: Line, target: str, task: str) -> Steps[Recommender]:
     Raises:
         FedreconError: there is none, or it cannot be run here.
     """
+    kept = line.cache.recall(f"recommender of {task}")
+    if kept is not None:  # nobody waits long for a newer one
+        line.patience = replace(line.patience, attempts=1)
+    seconds = CALL_SECONDS if kept is None else REFRESH_SECONDS
     try:
-        answer = yield from line.call(target, GET_RECOMMENDER, GetRecommenderRequest(task=task))
+        answer = yield from line.call(target, GET_RECOMMENDER, GetRecommenderRequest(task=task), seconds)
     except UnreachableError:
-        kept = line.cache.recall(f"recommender of {task}")
         if kept is None:
             raise
         answer = GetRecommenderResponse.FromString(kept)
