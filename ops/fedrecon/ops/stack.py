@@ -32,7 +32,12 @@ from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import KEY_BYTES, Settings
 
 STACK_FILE = "stack.json"
-ROLES = ("aggregator", "coordinator", "inference")
+_CALLS: dict[str, tuple[str, ...]] = {"aggregator": (), "coordinator": ("aggregator",), "inference": ("coordinator",)}
+"""Whom each service calls."""
+
+ROLES = tuple(_CALLS)
+"""All services, those that are called before those that call."""
+
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.02
@@ -202,9 +207,8 @@ class Stack:
             variables[f"FEDRECON_{role.name.upper()}_PORT"] = "0"
         if role.metrics_address:
             variables["FEDRECON_METRICS_PORT"] = role.metrics_address.rpartition(":")[2]
-        for other in self.roles.values():
-            if other is not role and other.address:
-                variables[f"FEDRECON_{other.name.upper()}_TARGET"] = other.address
+        for called in _CALLS[role.name]:
+            variables[f"FEDRECON_{called.upper()}_TARGET"] = self.roles[called].address
         return variables
 
     def _wait_until_ready(self, role: Role, ready_file: Path) -> dict[str, Any]:
