@@ -9,6 +9,7 @@ import json
 import os
 import random
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.tls import open_channel
-from fedrecon.v1 import aggregator_pb2, coordinator_pb2
+from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import CloseRequest, JoinRequest, UploadStatusRequest
+from fedrecon.v1.task_pb2 import SecureSum
 from fedrecon.wire.digests import digest_of
 from support.aggregator_sample import (
     ROUND,
@@ -359,6 +361,31 @@ async def test_reports_that_arrive_while_a_batch_is_written_share_the_next(tmp_p
         batches = [CODEC.decode(one.event) for one in (await kept.load("films", stream)).events[1:]]
         assert len(batches) == 2
         assert await reported(aggregator) == 20
+
+
+async def test_a_batch_that_is_being_answered_is_not_counted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [make_device(seed) for seed in range(3)]
+    cleaning, cleaned, delete = threading.Event(), threading.Event(), Snapshots.delete
+
+    def slowly(self: Snapshots, digest: bytes) -> None:
+        cleaning.set()
+        cleaned.wait()
+        delete(self, digest)
+
+    monkeypatch.setattr(Snapshots, "delete", slowly)
+    sums = SecureSum(protocol=task_pb2.SUM_PROTOCOL_TRUSTED, ring_bits=32, maximum_reports=3, maximum_weight=10)
+    async with running(tmp_path) as aggregator:
+        _, groups = await opened(aggregator, secure_sum=sums, cohort_size=3)
+        await devices[0].upload(aggregator, groups[0])
+        second = asyncio.create_task(devices[1].upload(aggregator, groups[0]))
+        await asyncio.to_thread(cleaning.wait)
+        third = asyncio.create_task(devices[2].upload(aggregator, groups[0]))
+        await added(aggregator, 3)
+        cleaned.set()
+        await asyncio.gather(second, third)
+        assert await reported(aggregator) == 3
 
 
 async def test_closing_writes_what_has_arrived(tmp_path: Path) -> None:

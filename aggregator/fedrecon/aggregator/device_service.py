@@ -220,13 +220,23 @@ class DeviceService(AggregatorServicer):
             Refusal: it was not, or the attempt is not here.
         """
         try:
-            verify_token(self._token_key, proof.round, proof.session, proof.round_token, self._clock.now_milliseconds())
+            verify_token(self._token_key, proof.round, proof.session, proof.round_token, 0)
         except BadTokenError as error:
             self._measures.shared.reports_total.labels(outcome="unauthorized").inc()
             raise Refusal(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "BAD_ROUND_TOKEN",
                 f"The call was refused: {error}.",
+                "End the session; the coordinator says when to come back.",
+            ) from error
+        try:
+            verify_token(self._token_key, proof.round, proof.session, proof.round_token, self._clock.now_milliseconds())
+        except BadTokenError as error:
+            self._measures.shared.reports_total.labels(outcome="late").inc()
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "TOKEN_EXPIRED",
+                "The session's time is over.",
                 "End the session; the coordinator says when to come back.",
             ) from error
         return proof.session, self._attempts.find(proof.round)

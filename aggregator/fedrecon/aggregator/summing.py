@@ -76,6 +76,7 @@ class _Batch:
         reports: digest by session.
         additions: those still running in threads.
         adding: one at a time.
+        journalled: whether the group's state has them, though they may not be answered yet.
     """
 
     durable: asyncio.Future[None]
@@ -83,6 +84,7 @@ class _Batch:
     reports: dict[bytes, bytes] = field(default_factory=dict)
     additions: list[asyncio.Task[None]] = field(default_factory=list)
     adding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    journalled: bool = False
 
     def add(self, report: Vector) -> None:
         """Adds a report to the sum; the report may be freed or changed after that."""
@@ -145,7 +147,9 @@ class Summing:
     @property
     def has_room(self) -> bool:
         """Whether one more report may be added."""
-        waiting = len(self._filling.reports) + (len(self._writing.reports) if self._writing is not None else 0)
+        waiting = len(self._filling.reports)
+        if self._writing is not None and not self._writing.journalled:
+            waiting += len(self._writing.reports)
         return self.takes_reports and len(self.group.reports) + waiting < self.group.config.maximum_reports
 
     def digest_of(self, session: bytes) -> bytes | None:
@@ -317,18 +321,13 @@ class Summing:
 
     async def _write(self, batch: _Batch) -> None:
         await asyncio.gather(*batch.additions)
-        before = self._total
         assert batch.total is not None  # noqa: S101 - a batch is written when it has reports
-        total, snapshot, sum_digest = await asyncio.to_thread(self._seal, before, batch.total)
+        total, snapshot, sum_digest = await asyncio.to_thread(self._seal, self._total, batch.total)
         reports = tuple(Report(session, digest) for session, digest in batch.reports.items())
         now = self._storage.clock.now_milliseconds()
         event = Accepted(reports, len(self.group.reports) + len(reports), snapshot, sum_digest, now)
+        await self._persist(event)
         self._total = total
-        try:
-            await self._persist(event)
-        except BaseException:
-            self._total = before
-            raise
         self._storage.measures.shared.reports_total.labels(outcome="accepted").inc(len(reports))
 
     def _seal(self, before: Vector | None, batch: Vector) -> tuple[Vector, bytes, bytes]:
@@ -343,6 +342,8 @@ class Summing:
         previous = self.group.snapshot
         await self._append(CODEC.encode(event))
         self.group, self.version = after, self.version + 1
+        if self._writing is not None:
+            self._writing.journalled = True
         for effect in effects:
             match effect:
                 case groups.KeepOnlySnapshot(snapshot=kept) if previous and previous != kept:
