@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,9 +257,7 @@ class Coordinator:
         return answer.task
 
     async def until_ready(self, name: str = TASK) -> None:
-        async with asyncio.timeout(CALL_SECONDS):
-            while self.roster.ready_runner(name) is None:  # noqa: ASYNC110 - nobody sets an event for tests
-                await asyncio.sleep(0.005)
+        await until_true(lambda: self.roster.ready_runner(name) is not None)
 
     async def task(self, name: str = TASK) -> admin_pb2.Task:
         answer = await self.admin.GetTask(admin_pb2.GetTaskRequest(task=name), timeout=CALL_SECONDS)
@@ -356,6 +354,13 @@ async def house(folder: Path, journal: Journal) -> AsyncIterator[House]:
             if not coordinator.stopping.is_set():
                 await coordinator.stop()
         await made.kill_aggregator()
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Waits for something that no event tells tests."""
+    async with asyncio.timeout(CALL_SECONDS):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.005)
 
 
 async def refused(call: Any, code: grpc.StatusCode, reason: str) -> ErrorInfo:

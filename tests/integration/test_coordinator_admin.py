@@ -1,0 +1,265 @@
+"""A coordinator over loopback: what operators may rely on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fedrecon.coordinator.rounds import Phase
+from fedrecon.ops.journal import Append, Lease
+from fedrecon.ops.journal.memory import MemoryJournal
+from fedrecon.v1 import admin_pb2, coordinator_pb2, task_pb2
+from fedrecon.v1.admin_pb2 import PutBlobRequest
+from fedrecon.v1.common_pb2 import Chunk
+from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.wire.chunks import cut
+from fedrecon.wire.digests import digest_of
+from support.coordinating import TASK, Coordinator, House, house, make_spec, refused, until_true
+
+
+async def begun(built: House, **changes: int) -> Coordinator:
+    coordinator = await built.coordinator()
+    await coordinator.create(make_spec(built.plan, **changes))
+    return coordinator
+
+
+async def committed(built: House, coordinator: Coordinator, number: int) -> None:
+    assigned = await coordinator.assign(1, 2, 3)
+    await built.sums.report(assigned[0].round, 3)
+    await coordinator.until(Phase.COMMITTED, number)
+
+
+async def test_a_blob_is_stored_under_its_digest(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        for _ in range(2):
+            requests = [PutBlobRequest(chunk=chunk) for chunk in cut(content)]
+            answer = await coordinator.admin.PutBlob(iter(requests), timeout=10)
+            assert (answer.blob.digest, answer.blob.size) == (digest_of(content), len(content))
+        assert built.blobs.read(digest_of(content)) == content
+
+
+async def test_a_damaged_or_misplaced_chunk_is_refused(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        for chunk in (
+            Chunk(offset=0, data=b"abc", digest=digest_of(b"abd")),
+            Chunk(offset=3, data=b"abc", digest=digest_of(b"abc")),
+        ):
+            call = coordinator.admin.PutBlob(iter([PutBlobRequest(chunk=chunk)]), timeout=10)
+            await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "BAD_CHUNK")
+
+
+async def test_a_created_task_is_shown_and_creating_it_again_changes_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        spec = make_spec(built.plan)
+        created = await coordinator.create(spec)
+        assert created.state == admin_pb2.TASK_STATE_RUNNING
+        assert created.spec == spec
+        assert created.checkpoint.digest == digest_of(b"initial checkpoint")
+        assert (await coordinator.create(spec)).created_unix_milliseconds == created.created_unix_milliseconds
+        spec.work.minimum_examples = 9
+        call = coordinator.admin.CreateTask(admin_pb2.CreateTaskRequest(spec=spec), timeout=10)
+        await refused(call, grpc.StatusCode.ALREADY_EXISTS, "TASK_EXISTS")
+        listed = await coordinator.admin.ListTasks(admin_pb2.ListTasksRequest(), timeout=10)
+        assert [task.spec.name for task in listed.tasks] == [TASK]
+
+
+async def test_a_task_whose_registration_was_cut_short_is_finished_by_asking_again(tmp_path: Path) -> None:
+    class CutShort(MemoryJournal):
+        is_cut = True
+
+        async def append(self, task: str, appends: Sequence[Append], *, lease: Lease | None = None) -> None:
+            if self.is_cut and task == "registry":
+                self.is_cut = False
+                raise ConnectionResetError
+            await super().append(task, appends, lease=lease)
+
+    async with house(tmp_path, CutShort()) as built:
+        coordinator = await built.coordinator()
+        call = coordinator.admin.CreateTask(admin_pb2.CreateTaskRequest(spec=make_spec(built.plan)), timeout=10)
+        await refused(call, grpc.StatusCode.INTERNAL, "INTERNAL")
+        await coordinator.create(make_spec(built.plan))
+        assert len(await coordinator.assign(1, 2, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason", "told"),
+    [
+        (lambda spec: setattr(spec, "name", "No Name"), "INVALID_ARGUMENT", "INVALID_SPEC", "lower-case"),
+        (lambda spec: setattr(spec.rounds, "minimum_reports", 9), "INVALID_ARGUMENT", "INVALID_SPEC", "minimum_repo"),
+        (lambda spec: setattr(spec.plan, "digest", bytes(32)), "FAILED_PRECONDITION", "MISSING_BLOB", "plan: blob 00"),
+        (
+            lambda spec: spec.vocabularies["items"].MergeFrom(spec.plan),
+            "INVALID_ARGUMENT",
+            "MALFORMED_PLAN",
+            "vocabulary",
+        ),
+        (
+            lambda spec: setattr(spec.secure_sum, "protocol", task_pb2.SUM_PROTOCOL_SECAGG_PLUS),
+            "INVALID_ARGUMENT",
+            "NOT_YET_SUPPORTED",
+            "TRUSTED only",
+        ),
+    ],
+)
+async def test_a_task_that_cannot_run_is_refused(
+    tmp_path: Path, change: Callable[[TaskSpec], None], code: str, reason: str, told: str
+) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        spec = make_spec(built.plan)
+        change(spec)
+        call = coordinator.admin.CreateTask(admin_pb2.CreateTaskRequest(spec=spec), timeout=10)
+        explained = await refused(call, grpc.StatusCode[code], reason)
+        assert told in explained.message
+        assert explained.advice
+
+
+async def test_an_unknown_task_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        for call in (
+            coordinator.admin.GetTask(admin_pb2.GetTaskRequest(task="book/s"), timeout=10),
+            coordinator.admin.PauseTask(admin_pb2.PauseTaskRequest(task="books"), timeout=10),
+            coordinator.admin.ListRounds(admin_pb2.ListRoundsRequest(task="bücher"), timeout=10),
+            coordinator.admin.ListAudit(admin_pb2.ListAuditRequest(task="registry"), timeout=10),
+        ):
+            explained = await refused(call, grpc.StatusCode.NOT_FOUND, "UNKNOWN_TASK")
+            assert "films" in explained.message
+
+
+async def test_a_paused_task_ends_its_round_and_begins_no_other(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        assigned = await coordinator.assign(1, 2, 3)
+        for _ in range(2):
+            pause = admin_pb2.PauseTaskRequest(task=TASK, reason="lunch")
+            paused = (await coordinator.admin.PauseTask(pause, timeout=10)).task
+            assert (paused.state, paused.reason) == (admin_pb2.TASK_STATE_PAUSED, "lunch")
+        await built.sums.report(assigned[0].round, 3)
+        await coordinator.until(Phase.COMMITTED)
+        answer = await coordinator.check_in(4)
+        assert answer.rejection.reason == coordinator_pb2.REJECTION_REASON_NO_TASK
+        assert (await coordinator.task()).round.key.round == 1
+        await coordinator.admin.ResumeTask(admin_pb2.ResumeTaskRequest(task=TASK), timeout=10)
+        runner = coordinator.roster.ready_runner(TASK)
+        assert runner is not None
+        await until_true(lambda: runner.book.task.state == "running")
+        assert (await coordinator.assign(1, 2, 3))[0].round.round == 2
+        audit = await coordinator.admin.ListAudit(admin_pb2.ListAuditRequest(), timeout=10)
+        assert [(entry.action, entry.reason) for entry in audit.entries] == [
+            ("ResumeTask", ""),
+            ("PauseTask", "lunch"),
+            ("CreateTask", ""),
+        ]
+        assert {entry.operator for entry in audit.entries} == {"unauthenticated"}
+
+
+async def test_a_cancelled_task_gives_its_round_up_and_stays_cancelled(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        assigned = await coordinator.assign(1, 2, 3)
+        await coordinator.finish(assigned[0])
+        cancel = admin_pb2.CancelTaskRequest(task=TASK, reason="enough")
+        task = (await coordinator.admin.CancelTask(cancel, timeout=10)).task
+        assert task.state == admin_pb2.TASK_STATE_CANCELLED
+        await coordinator.until(Phase.ABANDONED)
+        assert (await coordinator.finish(assigned[0])).fate == coordinator_pb2.REPORT_FATE_VOID
+        assert (await coordinator.finish(assigned[1])).fate == coordinator_pb2.REPORT_FATE_VOID
+        resume = coordinator.admin.ResumeTask(admin_pb2.ResumeTaskRequest(task=TASK), timeout=10)
+        await refused(resume, grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+        assert "enough" in (await coordinator.task()).round.reason
+
+
+async def test_a_task_that_fails_again_and_again_pauses_itself_and_says_why(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built, reporting_milliseconds=50, maximum_attempts=2, retry_milliseconds=1)
+        for attempt in (1, 2):
+            await coordinator.until(Phase.SELECTING, attempt=attempt)
+            assert await coordinator.assign(1, 2, 3)
+            await coordinator.until(Phase.ABANDONED if attempt == 2 else Phase.SELECTING, attempt=2)
+        task = await coordinator.task()
+        assert task.state == admin_pb2.TASK_STATE_PAUSED
+        assert "2 attempts in a row" in task.reason
+        assert task.abandoned == 2
+        assert coordinator.counted("rounds_total", task=TASK, outcome="abandoned") == 2
+
+
+async def test_rounds_checkpoints_and_stories_are_told_from_the_journal(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built, maximum_rounds=2)
+        await committed(built, coordinator, 1)
+        await committed(built, coordinator, 2)
+        task = await coordinator.task()
+        assert (task.state, task.committed) == (admin_pb2.TASK_STATE_COMPLETED, 2)
+        listed = await coordinator.admin.ListRounds(admin_pb2.ListRoundsRequest(task=TASK), timeout=10)
+        assert [(each.key.round, each.phase) for each in listed.rounds] == [
+            (2, admin_pb2.ROUND_PHASE_COMMITTED),
+            (1, admin_pb2.ROUND_PHASE_COMMITTED),
+        ]
+        newest = listed.rounds[0]
+        assert (newest.assigned, newest.reported, newest.counted, newest.weight) == (3, 3, 3, 30)
+        assert newest.metric_sums == {"loss": 1.5}
+        assert newest.checkpoint == task.checkpoint
+        older = await coordinator.admin.ListRounds(admin_pb2.ListRoundsRequest(task=TASK, before_round=2), timeout=10)
+        assert [each.key.round for each in older.rounds] == [1]
+        request = admin_pb2.ListCheckpointsRequest(task=TASK)
+        checkpoints = (await coordinator.admin.ListCheckpoints(request, timeout=10)).checkpoints
+        assert [(each.round, each.live) for each in checkpoints] == [(2, True), (1, False), (0, False)]
+        assert checkpoints[0].blob == task.checkpoint
+        explained = await coordinator.admin.ExplainRound(admin_pb2.ExplainRoundRequest(task=TASK, round=1), timeout=10)
+        assert len(explained.attempts) == 1
+        assert [line.split("UTC: ")[1].split()[0] for line in explained.story] == [
+            "Attempt",
+            "Of",
+            "Reporting",
+            "1",
+            "Committed",
+        ]
+        unknown = coordinator.admin.ExplainRound(admin_pb2.ExplainRoundRequest(task=TASK, round=9), timeout=10)
+        await refused(unknown, grpc.StatusCode.NOT_FOUND, "UNKNOWN_ROUND")
+        privacy = await coordinator.admin.GetPrivacy(admin_pb2.GetPrivacyRequest(task=TASK), timeout=10)
+        assert privacy.statement.startswith("no DP guarantee")
+        assert privacy.epsilon == 0
+
+
+async def test_a_watcher_sees_every_phase_and_the_reports_as_they_come(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built, maximum_rounds=1)
+        seen: list[admin_pb2.Task] = []
+
+        async def watch() -> None:
+            async for update in coordinator.admin.WatchTask(admin_pb2.WatchTaskRequest(task=TASK), timeout=20):
+                seen.append(update.task)  # noqa: PERF401 - the test looks at it as it grows
+
+        watching = asyncio.create_task(watch())
+        assigned = await coordinator.assign(1, 2, 3)
+        await built.sums.report(assigned[0].round, 1)
+        await until_true(lambda: any(task.round.reported == 1 for task in seen))
+        built.sums.may_merge.clear()
+        await built.sums.report(assigned[0].round, 2)
+        await until_true(lambda: seen[-1].round.phase == admin_pb2.ROUND_PHASE_AGGREGATING)
+        built.sums.may_merge.set()
+        await until_true(lambda: seen[-1].state == admin_pb2.TASK_STATE_COMPLETED)
+        coordinator.stopping.set()
+        async with asyncio.timeout(5):
+            await watching
+        assert len({task.SerializeToString(deterministic=True) for task in seen}) == len(seen)
+        await coordinator.stop()
+
+
+async def test_what_is_not_there_yet_is_refused_and_says_so(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        for call in (
+            coordinator.admin.EditTask(admin_pb2.EditTaskRequest(), timeout=10),
+            coordinator.admin.RollBack(admin_pb2.RollBackRequest(), timeout=10),
+        ):
+            await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "NOT_YET_SUPPORTED")
