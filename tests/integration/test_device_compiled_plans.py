@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.columns import map_examples, rule_of
+from fedrecon.device_sdk.material import Material
 from fedrecon.device_sdk.recommender import Recommender
 from fedrecon.device_sdk.runtime import Plan, Seeds, load_plan, read_checkpoint, rows_in_force, train
 from fedrecon.device_sdk.serving import recommend_from, reconstruct_from
-from fedrecon.device_sdk.session import Material
 from fedrecon.inference.bundles import read_bundle as read_inference_bundle
 from fedrecon.inference.exporting import Origin, export
 from fedrecon.learning.model import FederatedModel

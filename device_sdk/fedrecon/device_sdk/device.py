@@ -22,12 +22,13 @@ from fedrecon.device_sdk.errors import NoModelError, UnreachableError
 from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.floors import read_floors
 from fedrecon.device_sdk.identity import device_key, public_bytes
+from fedrecon.device_sdk.material import Material, fetch_material
 from fedrecon.device_sdk.memory import Memory
 from fedrecon.device_sdk.participation import Participation
 from fedrecon.device_sdk.receipts import Receipt
 from fedrecon.device_sdk.recommender import Recommendation, Recommender
 from fedrecon.device_sdk.serving import fetch_recommender, recommend_from, reconstruct_from
-from fedrecon.device_sdk.session import Circumstances, Ending, Material, fetch_material, take_part
+from fedrecon.device_sdk.session import Circumstances, Ending, take_part
 from fedrecon.device_sdk.transport import AsyncTransport, BlockingTransport, Transport
 
 KEY_FILE, BLOBS_FOLDER = "device.key", "blobs"

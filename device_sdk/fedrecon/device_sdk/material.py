@@ -1,0 +1,119 @@
+"""From an assignment to a report: what is fetched, and what is made of it on the device.
+
+Part of the core: fetching yields requests, making is pure but for reading the examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedrecon.device_sdk.calling import Line, Steps
+from fedrecon.device_sdk.columns import map_examples, newest, rule_of
+from fedrecon.device_sdk.errors import TooFewExamplesError, UnusablePlanError
+from fedrecon.device_sdk.examples import ExampleSource
+from fedrecon.device_sdk.graphs import Memo
+from fedrecon.device_sdk.requests import Compute
+from fedrecon.device_sdk.runtime import (
+    Plan,
+    Seeds,
+    load_plan,
+    read_checkpoint,
+    report_vector,
+    rows_in_force,
+    train,
+)
+from fedrecon.v1 import coordinator_pb2
+from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.v1.coordinator_pb2 import Assignment
+from fedrecon.v1.plan_pb2 import Layout, Manifest
+from fedrecon.wire import manifests
+from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
+
+_vocabularies: Memo[Items] = Memo(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """An assignment's plan, checkpoint and vocabularies, ready for use."""
+
+    plan: Plan
+    checkpoint: dict[str, NDArray[Any]]
+    vocabularies: dict[str, Items]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is about to leave the device."""
+
+    vector: bytes
+    examples: int
+    unknown_keys: tuple[str, ...]
+
+
+def fetch_material(assignment: Assignment, line: Line) -> Steps[Material]:
+    """Returns an assignment's plan, checkpoint and vocabularies, from the cache or from its Blobs service.
+
+    Raises:
+        FedreconError: one of them cannot be had, or cannot be run here.
+    """
+    target = assignment.blobs or assignment.aggregator
+    content = yield from line.fetch(target, assignment.plan, "plan")
+    manifest: Manifest = yield Compute(lambda: _read_manifest(content))
+    parts = {}
+    for graph in manifest.graphs:
+        parts[graph.blob.digest] = yield from line.fetch(target, graph.blob, f"graph of plan {manifest.name!r}")
+    stored = yield from line.fetch(target, assignment.checkpoint, "checkpoint")
+    named: dict[str, BlobReference] = {**manifest.vocabularies, **assignment.vocabularies}
+    used = {parameter.vocabulary for parameter in manifest.parameters} | {each.vocabulary for each in manifest.fields}
+    texts = {}
+    for name in sorted(used - {""}):
+        if name not in named:
+            raise UnusablePlanError(f"plan {manifest.name!r} uses the vocabulary {name!r}, which nothing names")
+        texts[name] = yield from line.fetch(target, named[name], f"vocabulary {name!r}")
+
+    def make() -> Material:
+        plan = load_plan(content, lambda digest: parts[digest])
+        vocabularies = {name: _vocabulary(text, named[name].digest) for name, text in texts.items()}
+        return Material(plan, read_checkpoint(stored, plan.manifest), vocabularies)
+
+    material: Material = yield Compute(make)
+    return material
+
+
+def _read_manifest(content: bytes) -> Manifest:
+    try:
+        return manifests.read_manifest(content)
+    except manifests.MalformedPlanError as error:
+        raise UnusablePlanError(str(error)) from error
+
+
+def _vocabulary(content: bytes, digest: bytes) -> Items:
+    try:
+        return _vocabularies.get(digest, lambda: read_vocabulary(content))
+    except MalformedVocabularyError as error:
+        raise UnusablePlanError(str(error)) from error
+
+
+def make_report(assignment: Assignment, material: Material, examples: ExampleSource, seeds: Seeds) -> Report:
+    """Returns what a device reports: pure but for reading the examples.
+
+    Raises:
+        TooFewExamplesError: the model knows too few of the examples.
+        UnusablePlanError: the plan does not run on them.
+        DivergedError: a result is not finite.
+    """
+    manifest, work = material.plan.manifest, assignment.work
+    rules = [rule_of(field) for field in manifest.fields]
+    rows = rows_in_force(manifest, material.checkpoint)
+    mapped = newest(map_examples(rules, examples.columns(), material.vocabularies, rows), work.maximum_examples)
+    if mapped.examples < max(work.minimum_examples, 1):
+        raise TooFewExamplesError(
+            f"{mapped.examples} examples are known to the model; the task needs {max(work.minimum_examples, 1)}"
+        )
+    result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
+    layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
+    vector = report_vector(result, manifest, layout, assignment.secure_sum, seeds.rounding)
+    return Report(vector.to_bytes(), result.examples, mapped.unknown_keys)
