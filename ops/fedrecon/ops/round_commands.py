@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -18,7 +19,7 @@ from fedrecon.v1 import admin_pb2 as admin
 
 rounds = typer.Typer(help="See what rounds do, and why.", no_args_is_help=True)
 
-_KEPT_ROWS = 20
+SHOWN_ROUNDS = 20
 _ENDED = (admin.TASK_STATE_COMPLETED, admin.TASK_STATE_CANCELLED)
 
 
@@ -63,35 +64,29 @@ def why(
 @rounds.command()
 def watch(name: Name, server: Server = None, as_json: AsJson = False) -> None:
     """Watch a task's rounds live, until the task ends or Ctrl-C."""
-    seen: dict[tuple[int, int], admin.Round] = {}
     with open_admin(server) as stub, Live(rounds_table(), refresh_per_second=8, transient=as_json) as live:
         for answer in stub.WatchTask(admin.WatchTaskRequest(task=name), timeout=WATCH_SECONDS):
             if as_json:
                 print_json(as_dict(answer.task))
-            elif answer.task.round.key.round:
-                remember_round(seen, answer.task.round)
+            else:
+                # A change may tell of the next round before the last one was seen to end: show all of the newest.
+                request = admin.ListRoundsRequest(task=name, limit=SHOWN_ROUNDS)
+                newest = stub.ListRounds(request, timeout=CALL_SECONDS).rounds
                 table = rounds_table(f"{name}: {state_of(answer.task)}")
-                for each in seen.values():
+                for each in reversed(newest):
                     table.add_row(*row_of(each))
                 live.update(table)
             if answer.task.state in _ENDED:
                 return
 
 
-def remember_round(seen: dict[tuple[int, int], admin.Round], latest: admin.Round) -> None:
-    """Keep the newest state of the latest attempts, oldest first."""
-    seen[latest.key.round, latest.key.attempt] = latest
-    while len(seen) > _KEPT_ROWS:
-        del seen[next(iter(seen))]
-
-
 def rounds_table(title: str = "", *more: str) -> Table:
     """Return an empty table of rounds, with columns for `row_of` and more."""
-    table = Table(title=title or None)
-    table.add_column("round", justify="right")
+    table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("round", justify="right", no_wrap=True)
     table.add_column("phase")
-    for heading in ("assigned", "reported", "dropped", "goal", "seconds", "training", *more):
-        table.add_column(heading, justify="right")
+    for heading in ("assigned", "reported", "dropped", "seconds", "quality", *more):
+        table.add_column(heading, justify="right", min_width=max(len(word) for word in heading.split()))
     return table
 
 
@@ -114,19 +109,18 @@ def row_of(shown: admin.Round) -> tuple[str, ...]:
         number,
         f"[{colour}]{phase}[/]" + (f" ({shown.reason})" if shown.reason else ""),
         str(shown.assigned),
-        str(shown.reported),
+        f"{shown.reported}/{shown.report_goal}",
         str(shown.dropped),
-        str(shown.report_goal),
         f"{seconds:.1f}" if shown.ended_unix_milliseconds else "",
         metrics_text(shown.metric_sums),
     )
 
 
 def metrics_text(sums: Mapping[str, float]) -> str:
-    """Return a round's metrics for people: the root mean squared error where there is one, else means of all sums."""
+    """Return a round's metrics for people: the RMSE of those who took part, else the mean of every sum."""
     examples = sums.get("examples", 0.0)
     if not examples:
         return ""
     if "squared_error" in sums:
-        return f"RMSE {math.sqrt(sums['squared_error'] / examples):.4f}"
+        return f"{math.sqrt(sums['squared_error'] / examples):.4f}"
     return ", ".join(f"{name} {total / examples:.4f}" for name, total in sums.items() if name != "examples")

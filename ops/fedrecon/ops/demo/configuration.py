@@ -32,7 +32,7 @@ class Configuration:
     report_goal: int = 60
     over_selection: float = 1.3
     dropout: float = 0.1
-    awake: int = 160
+    awake: int = 120
     factors: int = 8
     ridge: float = 5.0
     mean: float = 3.6
@@ -72,4 +72,4 @@ class Configuration:
 
 
 MADE_UP = Configuration()
-MOVIELENS = Configuration(rounds=100, report_goal=100, awake=240, factors=20, ridge=8.0, server_rate=0.1)
+MOVIELENS = Configuration(rounds=100, report_goal=100, awake=200, factors=20, ridge=8.0, server_rate=0.1)

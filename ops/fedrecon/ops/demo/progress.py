@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Group
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrecon.ops.fleet.running import VANISHED, Tally
-from fedrecon.ops.round_commands import remember_round, rounds_table, row_of
+from fedrecon.ops.round_commands import rounds_table, row_of
 from fedrecon.v1 import admin_pb2 as admin
 
 
@@ -20,7 +21,7 @@ class Progress:
     Attributes:
         rounds: rounds to commit.
         baseline: error of predicting each user's own mean.
-        seen: the latest attempts.
+        newest: the newest attempts, newest first.
         unseen_rmse: error on unseen users by round.
         tally: how the devices' sessions went.
         mended: services that were started again.
@@ -28,19 +29,14 @@ class Progress:
 
     rounds: int
     baseline: float
-    seen: dict[tuple[int, int], admin.Round] = field(default_factory=dict)
+    newest: Sequence[admin.Round] = ()
     unseen_rmse: dict[int, float] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     mended: list[str] = field(default_factory=list)
 
-    def note(self, shown: admin.Round) -> None:
-        """Take in the newest state of an attempt."""
-        if shown.key.round:
-            remember_round(self.seen, shown)
-
     def __rich__(self) -> Group:
-        table: Table = rounds_table("", "RMSE unseen users")
-        for shown in self.seen.values():
+        table: Table = rounds_table("", "RMSE of unseen users")
+        for shown in reversed(self.newest):
             rmse = self.unseen_rmse.get(shown.key.round)
             committed = shown.phase == admin.ROUND_PHASE_COMMITTED
             table.add_row(*row_of(shown), f"[bold]{rmse:.4f}[/]" if rmse is not None and committed else "")

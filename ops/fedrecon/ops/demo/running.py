@@ -25,7 +25,7 @@ from rich.table import Table
 
 from fedrecon.datasets import MalformedFile, Ratings, UnknownDataset, generate, load
 from fedrecon.device_sdk import Recommendation, Recommender, runtime
-from fedrecon.ops.admin_client import open_sync_channel
+from fedrecon.ops.admin_client import CALL_SECONDS, open_sync_channel
 from fedrecon.ops.demo.configuration import MADE_UP, MOVIELENS, Configuration
 from fedrecon.ops.demo.progress import Progress
 from fedrecon.ops.fleet.behaviour import Behaviour
@@ -33,6 +33,7 @@ from fedrecon.ops.fleet.evaluation import evaluate
 from fedrecon.ops.fleet.people import ITEM, RATING, People, Person, people_of, user_mean_rmse
 from fedrecon.ops.fleet.running import VANISHED, Fleet
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.round_commands import SHOWN_ROUNDS
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
@@ -115,7 +116,7 @@ def run_demo(data: Path | None, rounds: int | None, console: Console) -> Result:
     began = time.monotonic()
     with console.status("compiling the plan: PyTorch to ONNX, verified against torch, signed"):
         plan = _compile_plan(home, ratings, configuration)
-    console.print(f"plan [bold]{plan.name}[/] compiled, verified and signed")
+    console.print("plan compiled, verified against torch, and signed")
     stack = Stack(settings.model_copy(update={"home": home}))
     with console.status("starting the stack: valkey, aggregator, coordinator, inference"):
         stack.start()
@@ -214,8 +215,7 @@ async def _mend(stack: Stack, progress: Progress, stopping: asyncio.Event) -> No
 async def _watch_to_the_end(stack: Stack, observer: _Observer) -> admin.Task:
     """Follow the task until it is complete and its last checkpoint is evaluated."""
     evaluating: asyncio.Task[None] | None = None
-    async for task in _states(stack):
-        observer.progress.note(task.round)
+    async for task in _states(stack, observer.progress):
         done = task.state in _DONE
         if evaluating is not None and (done or evaluating.done()):
             await evaluating
@@ -229,13 +229,15 @@ async def _watch_to_the_end(stack: Stack, observer: _Observer) -> admin.Task:
     raise RuntimeError("the task's states ended before the task")
 
 
-async def _states(stack: Stack) -> AsyncIterator[admin.Task]:
+async def _states(stack: Stack, progress: Progress) -> AsyncIterator[admin.Task]:
     """Yield the task after every change, also across restarts of the coordinator."""
     async with open_service_channel(stack.roles["coordinator"].address, stack.settings) as channel:
         stub = AdminStub(channel)
         while True:
             try:
                 async for answer in stub.WatchTask(admin.WatchTaskRequest(task=TASK), timeout=_WATCH_SECONDS):
+                    request = admin.ListRoundsRequest(task=TASK, limit=SHOWN_ROUNDS)
+                    progress.newest = (await stub.ListRounds(request, timeout=CALL_SECONDS)).rounds
                     yield answer.task
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(_LOOK_SECONDS)  # it is being started again
@@ -299,7 +301,7 @@ def _tell_what_left(result: Result, console: Console) -> None:
     others = last.receipt.bytes - report
     console.print(
         f"What left each device in a round: one report of {report:,} bytes (the weighted update, fixed-point) and "
-        f"{others:,} bytes of protocol. The user vector, the ratings and which titles were rated stayed on the device; "
-        "but this demo's sum is [yellow]trusted[/]: the aggregator sees each update, and an update of a matrix "
-        "factorisation reveals the user vector up to scale."
+        f"{others:,} bytes of protocol. Ratings and user vectors were in no message. But this demo's sum is "
+        "[yellow]trusted[/]: the aggregator sees each report, and from the update of a matrix factorisation it can "
+        "tell which titles were rated, and the user vector up to scale."
     )

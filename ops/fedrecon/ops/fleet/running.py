@@ -1,8 +1,7 @@
 """Runs a fleet: wakes devices, lets them take part, and counts how it went.
 
-A population is larger than what is awake at any moment. A device sleeps until its retry window has passed; of those
-that are ready, at most `awake` take part at once, and when all of them wait for their selection the coordinator sees
-what it sees of a large population.
+A population is larger than what is awake at any moment: at most `awake` devices try to take part, and come back as they
+are told until they had their turn. Then they sleep at least as long as they are told, and others wake up.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from fedrecon.ops.fleet.behaviour import Behaviour, Phone, Vanished
 from fedrecon.ops.fleet.people import Person
 
 VANISHED = "dropped out"
+_LOOK_SECONDS = 0.05
 _SILENT_SECONDS = 1.0
 """Rest of a device that was told no window: it vanished, or nobody answered."""
 
@@ -115,24 +115,13 @@ class Fleet:
 
         async def take_turns() -> None:
             while True:
-                if not ready:
-                    await asyncio.sleep(0.05)
+                if not ready or ready[0][0] > time.monotonic():
+                    await asyncio.sleep(_LOOK_SECONDS)
                     continue
-                wake, order, person = heapq.heappop(ready)
-                wait = wake - time.monotonic()
-                if wait > 0:
-                    heapq.heappush(ready, (wake, order, person))
-                    await asyncio.sleep(min(wait, 0.05))
-                    continue
+                _, _, person = heapq.heappop(ready)
                 if person not in devices:
                     devices[person] = self._device(person, cache, Phone(line))
-                device, phone = devices[person]
-                phone.begin(self.behaviour.draw(source))
-                participation = await self._take_part(device)
-                self.tally.note(participation)
-                noted(participation)
-                after = participation.retry_after_seconds if participation is not None else None
-                rest = after if after is not None else _SILENT_SECONDS * (1 + source.random())
+                rest = await self._stay_awake(*devices[person], source, noted)
                 heapq.heappush(ready, (time.monotonic() + rest, source.random(), person))
 
         workers = [asyncio.create_task(take_turns()) for _ in range(min(self.awake, len(self.people)))]
@@ -162,9 +151,20 @@ class Fleet:
         )
         return device, phone
 
-    async def _take_part(self, device: Device) -> Participation | None:
-        """Let one device take part; None if it vanished."""
-        try:
-            return await device.participate_async()
-        except Vanished:
-            return None
+    async def _stay_awake(
+        self, device: Device, phone: Phone, source: random.Random, noted: Callable[[Participation | None], None]
+    ) -> float:
+        """Let a device come back as it is told until it has had its turn; return how long it rests then, in seconds."""
+        while True:
+            phone.begin(self.behaviour.draw(source))
+            try:
+                participation = await device.participate_async()
+            except Vanished:
+                participation = None
+            self.tally.note(participation)
+            noted(participation)
+            after = participation.retry_after_seconds if participation is not None else None
+            rest = after if after is not None else _SILENT_SECONDS * (1 + source.random())
+            if participation is None or participation.outcome is not Outcome.REJECTED:
+                return rest
+            await asyncio.sleep(rest)
