@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import grpc
-
 from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.answers import NotDrawn
 from fedrecon.coordinator.measures import Measures
@@ -15,18 +13,15 @@ from fedrecon.coordinator.runner import Surroundings
 from fedrecon.coordinator.service import CoordinatorService
 from fedrecon.coordinator.settings import CoordinatorSettings
 from fedrecon.coordinator.sums import Sums
-from fedrecon.ops.blobs import open_blobs
-from fedrecon.ops.boundary import refuse_as
+from fedrecon.ops.blobs import BlobStore, open_blobs
 from fedrecon.ops.clock import SystemClock
-from fedrecon.ops.journal import JournalUnavailable
+from fedrecon.ops.journal import DurabilityRefused
 from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.ops.lifecycle import Service, run_service
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.tls import open_service_channel
 from fedrecon.v1.admin_pb2_grpc import add_AdminServicer_to_server
 from fedrecon.v1.coordinator_pb2_grpc import add_CoordinatorServicer_to_server
-
-_OUTAGE_RETRY = (1_000, 5_000)
 
 
 async def start(service: Service[CoordinatorSettings]) -> None:
@@ -43,21 +38,13 @@ async def start(service: Service[CoordinatorSettings]) -> None:
             "FEDRECON_REDIS_URL is not set: the coordinator keeps its journal there.",
             "Set it, or start the whole stack with `fedrecon up`, which brings its own.",
         )
-    refuse_as(
-        JournalUnavailable,
-        grpc.StatusCode.UNAVAILABLE,
-        "JOURNAL_UNAVAILABLE",
-        "The journal cannot be reached.",
-        "Try again in a moment; nothing that was acknowledged is lost.",
-        retry_milliseconds=_OUTAGE_RETRY,
-    )
-    journal = await RedisJournal.connect(settings.redis_url, accepted_loss=settings.redis_durability == "accepted-loss")
+    journal = await _connect(settings)
     service.resources.push_async_callback(journal.close)
     channel = open_service_channel(settings.aggregator_target, settings)
     service.resources.push_async_callback(channel.close, None)
     around = Surroundings(
         journal=journal,
-        blobs=await asyncio.to_thread(open_blobs, settings.blobs_url or settings.home / "blobs"),
+        blobs=await asyncio.to_thread(_open_blobs, settings),
         sums=Sums(channel),
         clock=SystemClock(),
         measures=Measures(service.metrics),
@@ -70,6 +57,21 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping))
     service.run("run all tasks", roster.run())
     service.run("let waiting devices go", _let_go(roster, service.stopping))
+
+
+async def _connect(settings: CoordinatorSettings) -> RedisJournal:
+    is_accepted = settings.redis_durability == "accepted-loss"
+    try:
+        return await RedisJournal.connect(settings.redis_url, accepted_loss=is_accepted)
+    except DurabilityRefused as error:
+        raise UserMistake(f"FEDRECON_REDIS_URL: {error}.", "See the text above.") from error
+
+
+def _open_blobs(settings: CoordinatorSettings) -> BlobStore:
+    try:
+        return open_blobs(settings.blobs_url or settings.home / "blobs")
+    except (ValueError, ImportError) as error:
+        raise UserMistake(f"FEDRECON_BLOBS_URL: {error}.", "Name a folder or an object store.") from error
 
 
 async def _let_go(roster: Roster, stopping: asyncio.Event) -> None:
