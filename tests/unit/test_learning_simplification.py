@@ -135,6 +135,19 @@ def test_a_sum_over_the_last_axis_is_right_for_any_number_of_rows(rows: int) -> 
         assert np.array_equal(found, table.sum(axis=-1))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_the_largest_along_the_last_axis_is_right_for_any_number_of_rows(rows: int) -> None:
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["a"], axis=-1, keepdims=0),
+        helper.make_node("Cast", ["a"], ["y"], to=TensorProto.FLOAT),
+    ]
+    simple = simplify("g", model_of(nodes, ["rows", 3]), ["x"], ["y"])
+    content = model_of(simple, ["rows", 3]).SerializeToString()
+    table = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    for _, level in levels:
+        assert open_graph("g", content, level)("g", {"x": table})["y"].tolist() == [2.0] * rows
+
+
 def test_simplified_graphs_compute_what_they_computed() -> None:
     nodes = [
         constant("axes", [-1]),

@@ -66,6 +66,7 @@ _dissolved = [
     aten.leaky_relu_backward,
     aten.log_sigmoid_backward,
     aten.mse_loss_backward,
+    aten.native_group_norm,
     aten.native_group_norm_backward,
     aten.native_layer_norm,
     aten.native_layer_norm_backward,

@@ -92,21 +92,32 @@ def _with_axes_from_the_front(nodes: Iterable[NodeProto], ranks: Mapping[str, in
     """
     constants: dict[str, NodeProto] = {}
     for node in nodes:
+        rank = ranks.get(node.input[0]) if node.input else None
         if node.op_type == "Constant":
             constants[node.output[0]] = node
-        elif node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1] in constants:
+            yield node
+        elif node.op_type in {"ArgMax", "ArgMin"} and rank is not None:
+            yield _with_axis_from_the_front(node, rank)
+        elif node.op_type.startswith("Reduce") and rank and len(node.input) > 1 and node.input[1] in constants:
             axes = numpy_helper.to_array(_constant(constants[node.input[1]]))
-            rank = ranks.get(node.input[0])
-            if rank is not None and axes.size and axes.min() < 0:
-                name = f"{node.output[0]}.axes"
-                counted = numpy_helper.from_array(np.where(axes < 0, axes + rank, axes))
-                yield helper.make_node("Constant", [], [name], value=counted)
-                replaced = NodeProto()
-                replaced.CopyFrom(node)
-                replaced.input[1] = name
-                yield replaced
-                continue
-        yield node
+            counted = NodeProto()
+            counted.CopyFrom(node)
+            counted.input[1] = f"{node.output[0]}.axes"
+            front = numpy_helper.from_array(np.where(axes < 0, axes + rank, axes))
+            yield helper.make_node("Constant", [], [counted.input[1]], value=front)
+            yield counted
+        else:
+            yield node
+
+
+def _with_axis_from_the_front(node: NodeProto, rank: int) -> NodeProto:
+    """Returns a node with its attribute `axis` counted from the front."""
+    counted = NodeProto()
+    counted.CopyFrom(node)
+    for attribute in counted.attribute:
+        if attribute.name == "axis" and attribute.i < 0:
+            attribute.i += rank
+    return counted
 
 
 def _plain(node: NodeProto, renamed: Mapping[str, str]) -> NodeProto:
