@@ -210,6 +210,8 @@ async def test_rounds_checkpoints_and_stories_are_told_from_the_journal(tmp_path
         assert newest.checkpoint == task.checkpoint
         older = await coordinator.admin.ListRounds(admin_pb2.ListRoundsRequest(task=TASK, before_round=2), timeout=10)
         assert [each.key.round for each in older.rounds] == [1]
+        beyond = admin_pb2.ListRoundsRequest(task=TASK, before_round=(1 << 64) - 1, limit=1)
+        assert [each.key.round for each in (await coordinator.admin.ListRounds(beyond, timeout=10)).rounds] == [2]
         request = admin_pb2.ListCheckpointsRequest(task=TASK)
         checkpoints = (await coordinator.admin.ListCheckpoints(request, timeout=10)).checkpoints
         assert [(each.round, each.live) for each in checkpoints] == [(2, True), (1, False), (0, False)]

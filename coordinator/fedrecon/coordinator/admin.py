@@ -125,7 +125,7 @@ class AdminService(AdminServicer):
         del context
         task, _ = await self._known(request.task)
         limit = request.limit or _DEFAULT_LIMIT
-        number = request.before_round - 1 if request.before_round else task.number
+        number = min(request.before_round - 1, task.number) if request.before_round else task.number
         listed: list[admin_pb2.Round] = []
         while number >= 1 and len(listed) < limit:
             found = await ledger.load_round(self._around.journal, request.task, number)
