@@ -35,8 +35,3 @@ class AggregatorSettings(Settings):
     def folder(self) -> Path:
         """Where running sums lie."""
         return self.aggregator_folder or self.home / "aggregator"
-
-    @property
-    def blobs_place(self) -> str | Path:
-        """Where blobs lie."""
-        return self.blobs_url or self.home / "blobs"

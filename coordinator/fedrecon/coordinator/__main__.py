@@ -69,7 +69,7 @@ async def _connect(settings: CoordinatorSettings) -> RedisJournal:
 
 def _open_blobs(settings: CoordinatorSettings) -> BlobStore:
     try:
-        return open_blobs(settings.blobs_url or settings.home / "blobs")
+        return open_blobs(settings.blobs_place)
     except (ValueError, ImportError) as error:
         raise UserMistake(f"FEDRECON_BLOBS_URL: {error}.", "Name a folder or an object store.") from error
 

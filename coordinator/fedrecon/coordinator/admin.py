@@ -150,7 +150,7 @@ class AdminService(AdminServicer):
         entries = await ledger.load_round_entries(self._around.journal, request.task, request.round)
         return admin_pb2.ExplainRoundResponse(
             attempts=[round_message(attempt) for attempt in found.attempts],
-            story=[stories.tell(entry.at, entry.event) for entry in entries],
+            story=stories.tell_all((entry.at, entry.event) for entry in entries),
         )
 
     async def WatchTask(  # noqa: N802

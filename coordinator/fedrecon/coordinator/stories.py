@@ -6,12 +6,48 @@ Sentences are made of the journal alone, so the same journal always tells the sa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from fedrecon.coordinator import rounds
 from fedrecon.coordinator.rounds import EndedBecause, Outcome
 
 _SHOWN_DIGITS = 12
+
+
+def tell_all(entries: Iterable[tuple[int, rounds.Event]]) -> list[str]:
+    """Returns the story of a round, a sentence for each event.
+
+    Ends of sessions that follow each other are told together: a cohort of a thousand is one sentence, not a thousand.
+
+    Args:
+        entries: Unix milliseconds and what happened then, in order.
+    """
+    story: list[str] = []
+    for at, event, until in _gathered(entries):
+        sentence = tell(at, event)
+        story.append(sentence if until == at else f"{sentence} The last at {_moment(until)}.")
+    return story
+
+
+def _gathered(entries: Iterable[tuple[int, rounds.Event]]) -> Iterator[tuple[int, rounds.Event, int]]:
+    """Yields events with their first and last moment; neighbouring ends of sessions of one attempt become one event."""
+    held: tuple[int, rounds.SessionsFinished, int] | None = None
+    for at, event in entries:
+        if held is not None and isinstance(event, rounds.SessionsFinished) and event.attempt == held[1].attempt:
+            together = replace(held[1], finished=(*held[1].finished, *event.finished))
+            held = (held[0], together, at)
+            continue
+        if held is not None:
+            yield held
+            held = None
+        if isinstance(event, rounds.SessionsFinished):
+            held = (at, event, at)
+        else:
+            yield at, event, at
+    if held is not None:
+        yield held
 
 
 def tell(at: int, event: rounds.Event) -> str:
@@ -25,8 +61,12 @@ def tell(at: int, event: rounds.Event) -> str:
         >>> tell(1000, rounds.ReportingEnded(EndedBecause.GOAL_MET, 100))
         '1970-01-01 00:00:01.000 UTC: Reporting ended because the report goal was met: 100 reports were acknowledged.'
     """
+    return f"{_moment(at)}: {_sentence(at, event)}"
+
+
+def _moment(at: int) -> str:
     moment = datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{moment}.{at % 1000:03} UTC: {_sentence(at, event)}"
+    return f"{moment}.{at % 1000:03} UTC"
 
 
 def _sentence(at: int, event: rounds.Event) -> str:  # noqa: PLR0911 - one return for each event

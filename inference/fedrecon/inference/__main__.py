@@ -21,7 +21,7 @@ from fedrecon.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 async def start(service: Service[InferenceSettings]) -> None:
     """Opens the blobs, follows the coordinator's tasks, and answers."""
     settings = service.settings
-    blobs = await asyncio.to_thread(open_blobs, settings.blobs_url or settings.home / "blobs")
+    blobs = await asyncio.to_thread(open_blobs, settings.blobs_place)
     # Exports have a thread of their own: users never wait for one.
     exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
     recommending = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")

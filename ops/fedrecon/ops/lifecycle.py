@@ -43,6 +43,9 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     # Two services on one port would share its calls at random; without this Linux allows it.
     ("grpc.so_reuseport", 0),
+    # gRPC cancels calls beyond 1,000 that wait to be taken up: a selection window gathers more devices than that.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
     # Devices may ping every 10 s, also while they wait, without being sent away for `too_many_pings`.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 0),

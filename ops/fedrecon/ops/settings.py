@@ -146,6 +146,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def blobs_place(self) -> str | Path:
+        """Where blobs lie: an object store, or a folder in home."""
+        return self.blobs_url or self.home / "blobs"
+
+    @property
     def seal_key_bytes(self) -> bytes | None:
         """The key that seals files, 32 bytes, or None if there is none."""
         return bytes.fromhex(self.seal_key.get_secret_value()) or None

@@ -86,6 +86,7 @@ def _fill(tree: dict[str, Any]) -> None:
     try:
         goal, ratio = int(rounds["report_goal"]), float(rounds["over_selection"])
         rounds.setdefault("minimum_reports", max(1, math.ceil(goal * _SHARE_OF_GOAL)))
+        rounds.setdefault("minimum_cohort", goal)
         secure_sum.setdefault("maximum_reports", max(1, math.ceil(goal * ratio)))
     except (TypeError, ValueError) as error:
         raise UserMistake(f"rounds.report_goal or rounds.over_selection is no number: {error}.") from error

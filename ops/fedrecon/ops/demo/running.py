@@ -130,6 +130,7 @@ def run_demo(data: Path | None, rounds: int | None, console: Console) -> Result:
     finally:
         stack.stop()
     seconds = time.monotonic() - began
+    console.print()
     _recommend(recommender, people, console)
     result = Result(task, progress, len(people.training), seconds, recommender)
     _tell_what_left(result, console)
