@@ -38,7 +38,7 @@ from fedrecon.ops.tokens import SESSION_BYTES
 from fedrecon.v1.aggregator_pb2 import OpenRequest
 from fedrecon.v1.task_pb2 import TaskSpec
 
-_ACQUIRE_MILLISECONDS = 1_000
+_ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
 _AFTER_CRASH_MILLISECONDS = 10_000
 _TAIL_MILLISECONDS = 30_000
