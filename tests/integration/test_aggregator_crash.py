@@ -28,7 +28,8 @@ from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.mistakes import UserMistake
-from fedrecon.ops.tls import open_channel
+from fedrecon.ops.settings import Settings
+from fedrecon.ops.tls import open_service_channel
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import CloseRequest, JoinRequest, UploadStatusRequest
 from fedrecon.v1.task_pb2 import SecureSum
@@ -513,9 +514,15 @@ async def test_kill_9_in_the_middle_of_batches_loses_and_doubles_nothing(tmp_pat
     process = Process(tmp_path, server.url)
     try:
         address = await process.start()
-        async with open_channel(address) as channel:
+        async with open_service_channel(address, Settings(round_token_key=TOKEN_KEY.hex())) as channel:
             aggregator = Aggregator(
-                channel, Metrics.create("test"), LocalBlobs(tmp_path / "blobs"), None, tmp_path, asyncio.Event()
+                address,
+                channel,
+                Metrics.create("test"),
+                LocalBlobs(tmp_path / "blobs"),
+                None,
+                tmp_path,
+                asyncio.Event(),
             )
             checkpoint, groups = await opened(aggregator, cohort_size=40)
 

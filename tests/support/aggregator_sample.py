@@ -26,7 +26,7 @@ from fedrecon.ops.journal import Journal
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.lifecycle import Service, serve
 from fedrecon.ops.metrics import Metrics
-from fedrecon.ops.tls import open_channel
+from fedrecon.ops.tls import open_service_channel
 from fedrecon.ops.tokens import issue_token
 from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import (
@@ -63,6 +63,7 @@ LATER_MILLISECONDS = 600_000
 class Aggregator:
     """A running aggregator and its callers."""
 
+    target: str
     channel: grpc.aio.Channel
     metrics: Metrics
     blobs: LocalBlobs
@@ -105,8 +106,9 @@ async def running(
             await asyncio.sleep(0.005)
             if server.done():
                 await server
-        async with open_channel(json.loads(ready.read_text())["address"]) as channel:
-            yield Aggregator(channel, metrics, blobs, journal, folder, stopping)
+        target = json.loads(ready.read_text())["address"]
+        async with open_service_channel(target, made) as channel:
+            yield Aggregator(target, channel, metrics, blobs, journal, folder, stopping)
     finally:
         stopping.set()
         await server

@@ -90,7 +90,8 @@ async def assemble(
     token_key = _key(settings.round_token_key_bytes, "FEDRECON_ROUND_TOKEN_KEY", "is the coordinator's")
     target = settings.aggregator_advertised or service.address
     service.add(add_AggregatorServicer_to_server, DeviceService(attempts, staging, token_key, clock, measures))
-    service.add(add_SumsServicer_to_server, SumsService(attempts, staging, blobs, target, measures, service.stopping))
+    sums = SumsService(attempts, staging, blobs, target, measures, service.stopping)
+    service.add(add_SumsServicer_to_server, sums, internal=True)
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
     service.run("tidy", _tidy(attempts, clock))
 

@@ -27,6 +27,7 @@ import grpc.aio
 
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.metrics import Metrics
+from fedrecon.ops.service_identity import PROOF_METADATA, is_proof
 from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow
 
 ERROR_METADATA = "fedrecon-error-bin"
@@ -179,13 +180,17 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     Args:
         metrics: Where calls are counted and timed.
+        service_key: Key that the services of the deployment share; None where none is called by others.
 
     Attributes:
         idle: Set while no call (health and reflection aside) is under way.
+        internal: Names of services, `package.Service`, that only services of the deployment may call.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, service_key: bytes | None = None) -> None:
         self._metrics = metrics
+        self._service_key = service_key
+        self.internal: set[str] = set()
         self._running = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -248,6 +253,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                     f"The call {method} has no deadline.",
                     "Set a deadline (`timeout=` in Python) on every call.",
                 )
+            if method.strip("/").partition("/")[0] in self.internal:
+                self._require_service(method, context)
             return await work()
         except asyncio.CancelledError:
             remaining = context.time_remaining()
@@ -267,6 +274,18 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._running -= 1
                 if self._running == 0:
                     self.idle.set()
+
+    def _require_service(self, method: str, context: Any) -> None:
+        proofs = [value for key, value in context.invocation_metadata() or () if key == PROOF_METADATA]
+        now = time.time_ns() // 1_000_000
+        key = self._service_key
+        if key is None or not any(isinstance(proof, bytes) and is_proof(key, method, proof, now) for proof in proofs):
+            raise Refusal(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "SERVICE_IDENTITY_REQUIRED",
+                f"The call {method} is for services of this deployment.",
+                "Give all services the same FEDRECON_ROUND_TOKEN_KEY, and clocks that agree to within a minute.",
+            )
 
     async def _refuse(self, method: str, context: Any, error: Exception, ending: _Ending) -> None:
         refusal = refusal_for(error)

@@ -95,20 +95,24 @@ class Service(Generic[SettingsType]):
     resources: contextlib.AsyncExitStack
     stopping: asyncio.Event
     _server: grpc.aio.Server
+    _boundary: Boundary
     _group: asyncio.TaskGroup
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _service_names: list[str] = field(default_factory=list)
 
-    def add(self, add_servicer_to_server: Callable[[Any, Any], None], servicer: Any) -> None:
+    def add(self, add_servicer_to_server: Callable[[Any, Any], None], servicer: Any, *, internal: bool = False) -> None:
         """Answer the calls of one service of the contract.
 
         Args:
             add_servicer_to_server: The generated function, for example `add_CoordinatorServicer_to_server`.
             servicer: What answers.
+            internal: Whether only services of the deployment may call it.
         """
         names = _Names(self._server)
         add_servicer_to_server(servicer, names)
         self._service_names += names.names
+        if internal:
+            self._boundary.internal.update(names.names)
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task until it ends or the service does; it is cancelled after the drain.
@@ -173,7 +177,7 @@ async def serve(
         await asyncio.to_thread(ready_file.unlink, missing_ok=True)
     metrics = metrics or Metrics.create(name)
     stopping = stopping or asyncio.Event()
-    boundary = Boundary(metrics)
+    boundary = Boundary(metrics, settings.round_token_key_bytes)
     server = grpc.aio.server(interceptors=[boundary], options=SERVER_OPTIONS)
     failure: Exception | None = None
     async with contextlib.AsyncExitStack() as resources:
@@ -186,7 +190,7 @@ async def serve(
         _listen_to_signals(stopping, resources)
         try:
             async with asyncio.TaskGroup() as group:
-                service = Service(name, settings, metrics, address, resources, stopping, server, group)
+                service = Service(name, settings, metrics, address, resources, stopping, server, boundary, group)
                 try:
                     if await _started(start(service), stopping):
                         watched = await _serve_health_and_reflection(server, service._service_names)  # noqa: SLF001

@@ -9,12 +9,14 @@ repeated.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import grpc.aio
 
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.service_identity import proving_interceptors
 from fedrecon.ops.settings import Settings
 
 LARGEST_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -108,7 +110,11 @@ def channel_credentials(
 
 
 def open_channel(
-    target: str, authority: Path | None = None, certificate: Path | None = None, key: Path | None = None
+    target: str,
+    authority: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
     """Open a channel to a service; it connects at the first call, and again whenever the connection is lost.
 
@@ -117,6 +123,7 @@ def open_channel(
         authority: PEM file of who signs the service; None for plaintext.
         certificate: PEM file of the client's own certificate, where services ask for one.
         key: PEM file of its private key.
+        interceptors: What every call passes through.
 
     Returns:
         The channel; close it, or use it as a context manager.
@@ -126,12 +133,12 @@ def open_channel(
     """
     credentials = channel_credentials(authority, certificate, key)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS, interceptors=interceptors)
 
 
 def open_service_channel(target: str, settings: Settings) -> grpc.aio.Channel:
-    """Open a channel from one service to another, with the files that its settings name.
+    """Open a channel from one service to another, with the files and the shared key that its settings name.
 
     Args:
         target: As in `open_channel`.
@@ -143,4 +150,6 @@ def open_service_channel(target: str, settings: Settings) -> grpc.aio.Channel:
     Raises:
         UserMistake: A file cannot be read.
     """
-    return open_channel(target, settings.tls_server_authority, settings.tls_certificate, settings.tls_key)
+    key = settings.round_token_key_bytes
+    interceptors = proving_interceptors(key) if key is not None else []
+    return open_channel(target, settings.tls_server_authority, settings.tls_certificate, settings.tls_key, interceptors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import random
 import time
 from collections import Counter
@@ -23,6 +24,9 @@ from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.transport import AsyncTransport
 from fedrecon.ops.fleet.behaviour import Behaviour, Phone, Vanished
 from fedrecon.ops.fleet.people import Person
+
+Entropy = Callable[[int], bytes]
+"""Gives that many random bytes."""
 
 VANISHED = "dropped out"
 _LOOK_SECONDS = 0.05
@@ -69,6 +73,11 @@ class Tally:
             self.last = participation
 
 
+def _system_entropy(person: Person) -> Entropy:
+    del person
+    return os.urandom
+
+
 @dataclass(slots=True)
 class Fleet:
     """Devices of one population.
@@ -79,9 +88,10 @@ class Fleet:
         population: the population that they check in to.
         behaviour: how they behave.
         awake: most devices that take part at once.
-        seed: of behaviour and order; what devices draw for themselves comes from the system.
+        seed: of behaviour and order; what devices draw for themselves comes from `entropy`.
         authority: certificate authority of the services in PEM; None for plaintext.
         cache_folder: where they keep blobs, together.
+        entropy: where the device of a person draws from; tests give one that records what the system gave.
         tally: how it went so far.
     """
 
@@ -93,6 +103,7 @@ class Fleet:
     seed: int
     cache_folder: Path
     authority: bytes | None = None
+    entropy: Callable[[Person], Entropy] = _system_entropy
     tally: Tally = field(default_factory=Tally)
 
     async def run(
@@ -148,6 +159,7 @@ class Fleet:
             authority=self.authority,
             cache=cache,
             transport=phone,
+            entropy=self.entropy(self.people[person]),
         )
         return device, phone
 
