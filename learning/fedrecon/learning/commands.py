@@ -7,7 +7,6 @@ imported only where a plan is compiled or run, so that `--help` is instant.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.printing import print_json
 from fedrecon.v1 import common_pb2, plan_pb2
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def keygen(
     with _mistakes():
         public = generate_key(path)
     if as_json:
-        typer.echo(json.dumps({"path": str(path), "publisher_key": public}))
+        print_json({"path": str(path), "publisher_key": public})
     else:
         typer.echo(public)
 
 
 @plan.command(name="compile")
 def compile_command(
-    items: Annotated[Path, typer.Option(help="CSV file of the items, with the columns key,title.")],
+    items: Annotated[Path, typer.Option(help="Folder of ratings, or a CSV file with the columns key,title.")],
     key: Annotated[Path, typer.Option(help="The publisher's private key, from `fedrecon plan keygen`.")],
     out: Annotated[Path, typer.Option(help="Folder for the plan; must not exist.")],
     model: Annotated[ModelName, typer.Option(help="What to compile.")] = ModelName.MATRIX_FACTORIZATION,
@@ -78,7 +78,7 @@ def compile_command(
     ] = ReconstructionName.RIDGE,
     ridge: Annotated[float, typer.Option(help="Default ridge, for --reconstruction ridge.")] = 5.0,
     rate: Annotated[float, typer.Option(help="Default rate, for --reconstruction gradient.")] = 0.1,
-    update_rate: Annotated[float, typer.Option(help="Default rate of the update.")] = 0.05,
+    update_rate: Annotated[float, typer.Option(help="Default rate of the update.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of initial item vectors and of the verification.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -102,14 +102,12 @@ def compile_command(
         )
         compiled = compile_plan(declared, {ITEMS: vocabulary}, private, out, seed)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "digest": compiled.digest.hex(),
-                    "path": str(compiled.path),
-                    "largest_difference": compiled.largest_difference,
-                }
-            )
+        print_json(
+            {
+                "digest": compiled.digest.hex(),
+                "path": str(compiled.path),
+                "largest_difference": compiled.largest_difference,
+            }
         )
     else:
         typer.echo(f"plan {compiled.digest.hex()}")
@@ -131,7 +129,7 @@ def show(directory: PlanFolder, as_json: AsJson = False) -> None:
             "publisher_key": bundle.signature.publisher_key.hex(),
             "manifest": json_format.MessageToDict(bundle.manifest, preserving_proto_field_name=True),
         }
-        typer.echo(json.dumps(described))
+        print_json(described)
         return
     console = Console(markup=False, highlight=False)
     for table in _tables(bundle):
@@ -146,15 +144,13 @@ def verify(directory: PlanFolder, as_json: AsJson = False) -> None:
     with _mistakes():
         result = verify_plan(directory)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "digest": result.bundle.digest.hex(),
-                    "publisher_key": result.bundle.signature.publisher_key.hex(),
-                    "answers": result.answers,
-                    "largest_difference": result.largest_difference,
-                }
-            )
+        print_json(
+            {
+                "digest": result.bundle.digest.hex(),
+                "publisher_key": result.bundle.signature.publisher_key.hex(),
+                "answers": result.answers,
+                "largest_difference": result.largest_difference,
+            }
         )
     else:
         typer.echo(
@@ -188,11 +184,13 @@ def _reconstruction(name: ReconstructionName, ridge: float, rate: float) -> Reco
 
 
 def _read_items(path: Path, name: str) -> plan_pb2.Vocabulary:
-    """Returns the items of a CSV file as version 1 of a vocabulary.
+    """Returns the items of a folder of ratings, or of a CSV file, as version 1 of a vocabulary.
 
     Raises:
-        UserMistake: the file cannot be read, has other columns, is empty, or names a key twice.
+        UserMistake: the folder or file cannot be read, has other columns, is empty, or names a key twice.
     """
+    if path.is_dir():
+        return _rated_items(path, name)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file, strict=True))
@@ -215,6 +213,17 @@ def _read_items(path: Path, name: str) -> plan_pb2.Vocabulary:
     if not seen:
         raise UserMistake(f"{path} names no item")
     return vocabulary
+
+
+def _rated_items(folder: Path, name: str) -> plan_pb2.Vocabulary:
+    """Returns the items that a folder of ratings names, as version 1 of a vocabulary."""
+    from fedrecon.datasets import MalformedFile, UnknownDataset, load
+
+    try:
+        ratings = load(folder)
+    except (MalformedFile, UnknownDataset) as error:
+        raise UserMistake(str(error)) from error
+    return plan_pb2.Vocabulary(name=name, version=1, keys=ratings.item_keys, titles=ratings.titles)
 
 
 def _tables(bundle: Bundle) -> Iterator[Table]:
