@@ -20,6 +20,7 @@ from fedrecon.ops.task_commands import create_task
 from fedrecon.ops.task_specs import build_spec
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
+from support.recording import Recording
 
 TASK = "films"
 RATINGS = generate(users=120, items=60, seed=3)
@@ -32,6 +33,7 @@ class Town:
     stack: Stack
     people: People
     participations: list[Participation] = field(default_factory=list)
+    recording: Recording = field(default_factory=Recording)
     dropouts: int = 0
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -56,6 +58,7 @@ class Town:
                 awake=awake,
                 seed=1,
                 cache_folder=self.stack.home / "devices",
+                entropy=self.recording.entropy,
             )
             work = asyncio.create_task(fleet.run(stopping, self._note))
             while not self._stopping.is_set() and not work.done():  # noqa: ASYNC110 - another thread sets it
@@ -69,6 +72,7 @@ class Town:
             self.failures.append(error)
 
     def _note(self, participation: Participation | None) -> None:
+        self.recording.note(participation)
         if participation is None:
             self.dropouts += 1
         else:
