@@ -9,7 +9,7 @@ from fedrecon.learning.commands import _read_items
 
 
 def test_a_folder_of_ratings_gives_its_items_and_titles(tmp_path: Path) -> None:
-    write_csv(generate(users=30, items=20, seed=1), tmp_path)
+    write_csv(generate(users=30, items=60, seed=1), tmp_path)
     ratings = load(tmp_path)
     vocabulary = _read_items(tmp_path, "items")
     assert tuple(vocabulary.keys) == ratings.item_keys

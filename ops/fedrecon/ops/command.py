@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.mistakes import Unreachable, UserMistake
 
 if TYPE_CHECKING:
     import grpc
@@ -199,7 +199,7 @@ def _explained(verb: str | None) -> Iterator[None]:
         yield
     except UserMistake as mistake:
         _say(mistake.message, mistake.advice)
-        raise SystemExit(EXIT_MISTAKE) from None
+        raise SystemExit(EXIT_UNREACHABLE if isinstance(mistake, Unreachable) else EXIT_MISTAKE) from None
     except ModuleNotFoundError as error:
         if _is_ours(error):
             raise

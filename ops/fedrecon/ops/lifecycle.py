@@ -242,6 +242,11 @@ def _open_port(server: grpc.aio.Server, settings: Settings, port: int, port_sett
     except RuntimeError as error:
         why = why_port_cannot_be_opened(settings.host, port)
         why = why or "the certificate or key is not valid, or the port was taken for a moment"
+        if why_port_cannot_be_opened(settings.host, 0) is not None:
+            raise UserMistake(
+                f"{variable_of('host')}: {settings.host} cannot be listened on: {why}.",
+                f"Set {variable_of('host')} to an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them.",
+            ) from error
         raise UserMistake(
             f"{variable_of(port_setting)}: {host}:{port} cannot be opened: {why}.",
             f"Stop what uses it, or set {variable_of(port_setting)} to another port or to 0 for a free one.",

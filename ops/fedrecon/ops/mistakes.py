@@ -1,6 +1,7 @@
 """What a person got wrong, said so that they can mend it.
 
-A mistake is shown as text without a traceback, and ends a program with exit code 2. This module needs nothing but
+A mistake is shown as text without a traceback, and ends a program with exit code 2, or 3 where a service that was named
+does not answer. This module needs nothing but
 Python, so that the `fedrecon` command can use it before any extra is installed.
 """
 
@@ -22,3 +23,7 @@ class UserMistake(Exception):  # noqa: N818 - it is the person's mistake, not an
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.advice}" if self.advice else self.message
+
+
+class Unreachable(UserMistake):
+    """A service that the person named does not answer: its address is wrong, or it does not run."""

@@ -58,7 +58,7 @@ def why(
         print_json({"attempts": [as_dict(each) for each in answer.attempts], "story": list(answer.story)})
         return
     for sentence in answer.story:
-        Console().print(sentence, highlight=False)
+        Console(soft_wrap=True, highlight=False).print(sentence)
 
 
 @rounds.command()

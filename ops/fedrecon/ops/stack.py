@@ -26,10 +26,17 @@ from typing import Any, Self
 
 import psutil
 
-from fedrecon.ops.durable_files import make_folder, write_durably
+from fedrecon.ops.durable_files import write_durably
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import KEY_BYTES, Settings
+from fedrecon.ops.stack_refusals import (
+    lock_home,
+    make_home,
+    refuse_wrong_redis,
+    refuse_wrong_settings,
+    unwritable_home,
+)
 
 STACK_FILE = "stack.json"
 _CALLS: dict[str, tuple[str, ...]] = {"aggregator": (), "coordinator": ("aggregator",), "inference": ("coordinator",)}
@@ -58,6 +65,7 @@ class Role:
         restarts: How often it had to be started again.
         started: When its process was started, monotonic seconds.
         quick_deaths: Deaths in a row soon after the start.
+        log_start: Where the log of its process begins in the log of all its predecessors, in bytes.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Role:
     restarts: int = 0
     started: float = 0.0
     quick_deaths: int = 0
+    log_start: int = 0
 
     @property
     def running(self) -> bool:
@@ -83,6 +92,7 @@ class Stack:
         environment: Variables that win over the process's own, for every service.
         roles: The services by name.
         valkey: The embedded server, unless the settings name a Redis.
+        lock: Descriptor that holds the home for this stack, while it runs.
 
     Example:
         `with Stack(load_settings(Settings)) as stack: ...` runs a stack; call `mend()` now and then.
@@ -92,6 +102,7 @@ class Stack:
     environment: dict[str, str] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=lambda: {name: Role(name) for name in ROLES})
     valkey: EmbeddedValkey | None = None
+    lock: int | None = None
 
     @property
     def home(self) -> Path:
@@ -102,23 +113,29 @@ class Stack:
         """Start everything and return when all of it is ready.
 
         Raises:
-            UserMistake: A service cannot start, with the end of its log.
+            UserMistake: The settings, the home or the Redis are wrong, or a service cannot start: with its log.
             ValkeyError: The embedded Valkey cannot start.
         """
-        make_folder(self.home / "logs")
-        _stop_leftovers(self.home / STACK_FILE)
-        self._refuse_a_second_stack()
-        self.environment = {**_keys(self.home, self.settings), **self.environment}
+        refuse_wrong_settings(self.settings)
+        if self.settings.redis_url:
+            refuse_wrong_redis(self.settings)
+        make_home(self.home)
+        self.lock = lock_home(self.home)
         try:
+            _stop_leftovers(self.home / STACK_FILE)
+            self.environment = {**_keys(self.home, self.settings), **self.environment}
             if not self.settings.redis_url:
                 self.valkey = EmbeddedValkey(self.home / "valkey")
                 self.valkey.start()
             for name in ROLES:
                 self._start_role(self.roles[name])
+            self._write_stack_file()
+        except PermissionError as error:
+            self.stop()
+            raise unwritable_home(self.home, error) from error
         except BaseException:
             self.stop()
             raise
-        self._write_stack_file()
 
     def mend(self) -> list[str]:
         """Start again what has died.
@@ -168,7 +185,11 @@ class Stack:
         if self.valkey is not None:
             self.valkey.stop()
             self.valkey = None
-        (self.home / STACK_FILE).unlink(missing_ok=True)
+        if self.lock is not None:
+            with contextlib.suppress(OSError):
+                (self.home / STACK_FILE).unlink(missing_ok=True)
+            os.close(self.lock)
+            self.lock = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -183,6 +204,7 @@ class Stack:
         ready_file = self.home / f"{role.name}.ready.json"
         ready_file.unlink(missing_ok=True)
         with self._log_of(role).open("ab") as log:
+            role.log_start = log.tell()
             role.process = subprocess.Popen(
                 [sys.executable, "-m", f"fedrecon.{role.name}", "--ready-file", str(ready_file)],
                 env={**os.environ, **self.environment, **self._addresses(role)},
@@ -233,15 +255,9 @@ class Stack:
         return self.home / "logs" / f"{role.name}.log"
 
     def _log_end(self, role: Role, lines: int = 8) -> str:
-        return "\n".join(self._log_of(role).read_text(errors="replace").splitlines()[-lines:])
-
-    def _refuse_a_second_stack(self) -> None:
-        running = read_stack_file(self.home)
-        if running is not None:
-            raise UserMistake(
-                f"A stack runs already on {self.home} (process {running['pid']}).",
-                "Use it, stop it with Ctrl-C in its terminal, or set FEDRECON_HOME to another folder.",
-            )
+        """Return the last lines of a service's own process, not of its predecessors."""
+        content = self._log_of(role).read_bytes()[role.log_start :]
+        return "\n".join(content.decode(errors="replace").splitlines()[-lines:])
 
     def _write_stack_file(self) -> None:
         pids = {role.name: role.process.pid for role in self.roles.values() if role.process is not None}

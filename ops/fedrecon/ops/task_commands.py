@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from google.protobuf import json_format
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -150,7 +151,9 @@ def _show(shown: admin.Task, *, as_json: bool) -> None:
         print_json(as_dict(shown))
         return
     spec = shown.spec
-    table = Table(show_header=False, title=spec.name)
+    table = Table(show_header=False, title=spec.name, box=SIMPLE)
+    table.add_column()
+    table.add_column(overflow="fold")
     rounds = spec.rounds
     table.add_row("state", state_of(shown) + (f": {shown.reason}" if shown.reason else ""))
     table.add_row("population", spec.population)

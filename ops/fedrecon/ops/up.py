@@ -7,6 +7,7 @@ import threading
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +66,9 @@ def addresses_of(stack: Stack) -> dict[str, str]:
 
 
 def _table(stack: Stack) -> Table:
-    table = Table("service", "address", "metrics", title=f"fedrecon on {stack.home}")
+    table = Table(title=f"fedrecon on {stack.home}", box=SIMPLE_HEAD)
+    for heading in ("service", "address", "metrics"):
+        table.add_column(heading, overflow="fold")
     if stack.valkey is not None:
         table.add_row("valkey", stack.valkey.url, "")
     for role in stack.roles.values():
