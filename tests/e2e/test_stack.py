@@ -57,7 +57,7 @@ def test_rounds_are_committed_with_dropouts_and_every_report_counts_once(town: T
 
 @pytest.mark.parametrize("victim", ["coordinator", "aggregator", "valkey"])
 def test_a_round_ends_without_loss_when_this_is_killed(town: Town, plan_folder: Path, victim: str) -> None:
-    town.create_task(plan_folder, "rounds.report_goal=30", "rounds.over_selection=1.2", "rounds.minimum_cohort=36")
+    town.create_task(plan_folder, "rounds.report_goal=30", "rounds.over_selection=1.2")
     town.wake(awake=60)
 
     def in_the_middle(task: admin.Task) -> bool:

@@ -107,7 +107,6 @@ class Town:
 DEFAULTS = (
     "rounds.report_goal=10",
     "rounds.over_selection=1.5",
-    "rounds.minimum_cohort=15",
     "rounds.maximum_rounds=4",
     "rounds.selection_milliseconds=200",
     "rounds.reporting_milliseconds=8000",

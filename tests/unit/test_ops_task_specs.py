@@ -16,7 +16,7 @@ def test_defaults_make_a_whole_specification() -> None:
     assert spec.name == spec.population == "films"
     assert spec.rounds.report_goal == 50
     assert spec.rounds.minimum_reports == 40
-    assert spec.secure_sum.maximum_reports == 65
+    assert spec.secure_sum.maximum_reports == spec.rounds.minimum_cohort == 65
     assert spec.work.split == task_pb2.SPLIT_RULE_ALTERNATE_BATCHES
 
 

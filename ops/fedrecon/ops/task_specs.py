@@ -86,8 +86,10 @@ def _fill(tree: dict[str, Any]) -> None:
     try:
         goal, ratio = int(rounds["report_goal"]), float(rounds["over_selection"])
         rounds.setdefault("minimum_reports", max(1, math.ceil(goal * _SHARE_OF_GOAL)))
-        rounds.setdefault("minimum_cohort", goal)
-        secure_sum.setdefault("maximum_reports", max(1, math.ceil(goal * ratio)))
+        cohort = max(1, math.ceil(goal * ratio))
+        # A cohort that is not full misses its goal when devices drop out, and then waits for the window's end.
+        rounds.setdefault("minimum_cohort", cohort)
+        secure_sum.setdefault("maximum_reports", cohort)
     except (TypeError, ValueError) as error:
         raise UserMistake(f"rounds.report_goal or rounds.over_selection is no number: {error}.") from error
 

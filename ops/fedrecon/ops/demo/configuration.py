@@ -6,7 +6,6 @@ improved by one pass of SGD over the query half, Adagrad on the server.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -59,8 +58,6 @@ class Configuration:
             f"rounds.over_selection={self.over_selection}",
             f"rounds.maximum_rounds={self.rounds}",
             "rounds.selection_milliseconds=200",
-            # A cohort that is not full may miss its goal, and then waits for the window's end.
-            f"rounds.minimum_cohort={math.ceil(self.report_goal * self.over_selection)}",
             "rounds.reporting_milliseconds=30000",
             "rounds.retry_milliseconds=200",
             "work.minimum_examples=10",
