@@ -32,13 +32,13 @@ def test_a_summary_is_shown_as_a_table(tmp_path: Path) -> None:
 
 def test_what_cannot_be_loaded_ends_with_its_reason(tmp_path: Path) -> None:
     shown = runner.invoke(data, ["show", str(tmp_path)])
-    assert shown.exit_code == 1
+    assert shown.exit_code == 2
     assert "looked for ratings.dat, u.data, ratings.csv" in shown.stderr
     assert not shown.stdout
 
 
 def test_what_cannot_be_made_ends_with_its_reason(tmp_path: Path) -> None:
     made = runner.invoke(data, ["generate", "--items", "5", "--out", str(tmp_path / "made")])
-    assert made.exit_code == 1
+    assert made.exit_code == 2
     assert "5 items are too few" in made.stderr
     assert not (tmp_path / "made").exists()

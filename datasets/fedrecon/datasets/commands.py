@@ -80,6 +80,6 @@ def summarise(ratings: Ratings) -> dict[str, int | float]:
 
 
 def _refusal(error: Exception) -> typer.Exit:
-    """Say on standard error what went wrong; the exit code is 1."""
+    """Say on standard error what the person has to mend; the exit code is 2, as for every mistake of theirs."""
     typer.echo(f"Error: {error}", err=True)
-    return typer.Exit(1)
+    return typer.Exit(2)

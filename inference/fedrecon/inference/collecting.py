@@ -79,7 +79,7 @@ def _guarded(task: Task, round_number: int, fetch: Fetch) -> Exported:
         items = fetch_verified(bundle.vocabulary(task.spec.vocabularies), "vocabulary", fetch)
         return export_proved(bundle, checkpoint, items, task.spec.name, round_number, task.spec.work)
     except _DAMAGED as error:
-        raise UserMistake(f"A part of task {task.spec.name!r} is damaged: {error}.", "Try again.") from error
+        raise UserMistake(f"A part of task {task.spec.name!r} cannot be used: {error}.", "Try again.") from error
 
 
 def export_from_folder(plan: Path, checkpoint: Path | None) -> Exported:
@@ -108,7 +108,7 @@ def export_from_folder(plan: Path, checkpoint: Path | None) -> Exported:
             f"{error.filename} cannot be read: {error.strerror}.", "`fedrecon plan compile` makes a plan's folder."
         ) from error
     except _DAMAGED as error:
-        raise UserMistake(f"{plan} or its checkpoint is damaged: {error}.", "Compile the plan again.") from error
+        raise UserMistake(f"{plan} or its checkpoint cannot be used: {error}.", "Compile the plan again.") from error
 
 
 def _fetch_from(stub: BlobsStub) -> Fetch:

@@ -53,6 +53,9 @@ def export(
     except NotExportableError as error:
         raise UserMistake(f"This cannot become a recommender: {error}.", "See the plan of the task.") from error
     items_file = out.with_suffix(ITEMS_SUFFIX)
+    for each in (items_file, out):
+        if each.is_dir():
+            raise UserMistake(f"{each} is a folder.", "Name a file: --out movies.onnx.")
     try:
         write_durably(items_file, [exported.items])
         write_durably(out, [exported.recommender])
@@ -136,9 +139,12 @@ def _read_ratings(
                 f"It goes from {number_field.minimum:g} to {number_field.maximum:g}.",
             )
         try:
-            keys.append(items.keys[find_item(items, words)])
+            key = items.keys[find_item(items, words)]
         except UnclearItemError as error:
             raise UserMistake(f"--rate {rating!r}: {error}.", "Give more of the title, or the key.") from error
+        if key in keys:
+            raise UserMistake(f"--rate {rating!r}: this item (key {key}) is rated already.", "Rate each item once.")
+        keys.append(key)
         numbers.append(number)
     return {item_field.name: keys, number_field.name: numbers}
 

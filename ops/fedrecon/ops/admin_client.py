@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.mistakes import Unreachable, UserMistake
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import read_stack_file
 from fedrecon.ops.tls import CHANNEL_OPTIONS, channel_credentials
@@ -21,6 +21,7 @@ from fedrecon.wire.chunks import cut
 CALL_SECONDS = 30.0
 BULK_SECONDS = 600.0
 WATCH_SECONDS = 24 * 3600.0
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ def find_targets(server: str | None, home: Path | None = None) -> Targets:
     Raises:
         UserMistake: No stack runs here and no server was named.
     """
+    if server is not None and not server.strip():
+        raise UserMistake("--server names nothing.", "Name a coordinator: `--server host:port`.")
     if server is not None:
         return Targets(coordinator=server, aggregator="", inference="")
     folder = (home or load_settings(Settings).home).absolute()
@@ -64,6 +67,22 @@ def open_sync_channel(target: str) -> Iterator[grpc.Channel]:
         channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
     with channel:
         yield channel
+
+
+def require_answer(target: str) -> None:
+    """Return when a service answers, or say that it does not: devices themselves would keep trying for long.
+
+    Raises:
+        Unreachable: Nothing answers there.
+    """
+    with open_sync_channel(target) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+        except grpc.FutureTimeoutError as error:
+            raise Unreachable(
+                f"Nothing answers at {target}.",
+                "See that the coordinator runs and that its address is right; `fedrecon doctor` checks this machine.",
+            ) from error
 
 
 @contextlib.contextmanager

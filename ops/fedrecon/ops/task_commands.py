@@ -20,7 +20,7 @@ from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.plan_pb2 import PlanSignature
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_TRUSTED, TaskSpec
-from fedrecon.wire.digests import digest_of, verify_digest
+from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import MalformedPlanError, read_manifest
 
 task = typer.Typer(help="Create and steer tasks.", no_args_is_help=True)
@@ -62,12 +62,20 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
         content = (plan / "manifest.json").read_bytes()
         manifest = read_manifest(content)
         signature = json_format.Parse((plan / "signature.json").read_bytes(), PlanSignature())
-        parts = [graph.blob for graph in manifest.graphs]
-        parts += [manifest.initial_checkpoint, manifest.recorded_answers, *manifest.vocabularies.values()]
-        for part in parts:
-            _put_part(stub, plan / "blobs" / part.digest.hex(), part)
-    except (OSError, MalformedPlanError, json_format.ParseError) as error:
-        raise UserMistake(f"{plan} is no plan: {error}.", "`fedrecon plan compile` makes one.") from error
+    except OSError as error:
+        raise UserMistake(f"{plan} is no plan: {_unreadable(error)}.", "`fedrecon plan compile` makes one.") from error
+    except MalformedPlanError as error:
+        raise UserMistake(f"{plan} is no plan for this version: {error}.", "Compile the plan again.") from error
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        problem = str(error).rstrip(".")
+        raise UserMistake(f"{plan / 'signature.json'} is damaged: {problem}.", "Compile the plan again.") from error
+    parts = [graph.blob for graph in manifest.graphs]
+    parts += [manifest.initial_checkpoint, manifest.recorded_answers, *manifest.vocabularies.values()]
+    # All are looked at before the first is stored: a plan that is not whole leaves nothing behind.
+    for part in parts:
+        _read_part(plan, part)
+    for part in parts:
+        put_blob(stub, _read_part(plan, part))
     asked = TaskSpec()
     asked.CopyFrom(spec)
     asked.plan.CopyFrom(put_blob(stub, content))
@@ -75,11 +83,19 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
     return stub.CreateTask(admin.CreateTaskRequest(spec=asked), timeout=CALL_SECONDS).task
 
 
-def _put_part(stub: AdminStub, path: Path, part: BlobReference) -> None:
-    content = path.read_bytes()
+def _read_part(plan: Path, part: BlobReference) -> bytes:
+    path = plan / "blobs" / part.digest.hex()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserMistake(f"{plan} is not whole: {_unreadable(error)}.", "Compile the plan again.") from error
     if digest_of(content) != part.digest:
         raise UserMistake(f"{path} is damaged: its SHA-256 is not its name.", "Compile the plan again.")
-    verify_digest(content, put_blob(stub, content).digest, str(path))
+    return content
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
 @task.command(name="list")

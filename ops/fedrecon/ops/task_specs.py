@@ -14,6 +14,7 @@ Names are those of `TaskSpec` in `task.proto`, so a file says what the contract 
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,9 @@ _ENUM_PREFIXES = {
 
 _DOTTED_NAMES = {"work.hyperparameters.": 2, "bounds.": 1}
 
+_EXAMPLE = "rounds.report_goal=20"
+_OUTER_FIELD = re.compile(r"Failed to parse (\w+) field: ")
+
 _SHARE_OF_GOAL = 0.8
 """Reports without which a round is given up, where the specification does not say: this share of the goal."""
 
@@ -67,6 +71,9 @@ def build_spec(name: str, file: Path | None, assignments: Sequence[str]) -> Task
     for assignment in assignments:
         tree = _merged(tree, _parse(assignment))
     tree = _merged({"population": name}, tree) | {"name": name}
+    for part in DEFAULTS:
+        if not isinstance(tree[part], Mapping):
+            raise UserMistake(f"{part} is {tree[part]!r}, but it has values of its own.", f"Write them as {_EXAMPLE}.")
     _fill(tree)
     for (part, field), prefix in _ENUM_PREFIXES.items():
         value = tree[part].get(field)
@@ -76,8 +83,20 @@ def build_spec(name: str, file: Path | None, assignments: Sequence[str]) -> Task
         return json_format.ParseDict(tree, TaskSpec())
     except json_format.ParseError as error:
         raise UserMistake(
-            f"The task's specification is wrong: {error}.", "The names are those of TaskSpec in task.proto."
+            f"The task's specification is wrong: {_reason(error)}.", "The names are those of TaskSpec in task.proto."
         ) from error
+
+
+def _reason(error: json_format.ParseError) -> str:
+    """Say what protobuf's parser found, with the names as people write them."""
+    path = ".".join(_OUTER_FIELD.findall(str(error)))
+    rest = re.sub(r" at (\"TaskSpec[^\"]*\"|TaskSpec[\w.]*)", "", _OUTER_FIELD.sub("", str(error))).rstrip(". ")
+    names = re.findall(r"'(\w+)'", rest.partition("Available Fields")[2])
+    if names:
+        known = sorted(re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", name) for name in names)
+        unknown = re.findall(r'no field named "(\w+)"', rest)
+        return f"there is no {'.'.join([*path.split('.'), *unknown]).strip('.')}; there are {', '.join(known)}"
+    return f"{path}: {rest[:1].lower()}{rest[1:]}" if path else rest
 
 
 def _fill(tree: dict[str, Any]) -> None:
@@ -90,24 +109,28 @@ def _fill(tree: dict[str, Any]) -> None:
         # A cohort that is not full misses its goal when devices drop out, and then waits for the window's end.
         rounds.setdefault("minimum_cohort", cohort)
         secure_sum.setdefault("maximum_reports", cohort)
-    except (TypeError, ValueError) as error:
-        raise UserMistake(f"rounds.report_goal or rounds.over_selection is no number: {error}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserMistake(
+            f"rounds.report_goal {rounds['report_goal']} or rounds.over_selection {rounds['over_selection']} is no "
+            f"number that a round can have: {error}.",
+            f"Write them as {_EXAMPLE} and rounds.over_selection=1.3.",
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text())
     except OSError as error:
-        raise UserMistake(f"{file} cannot be read: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserMistake(f"{file} is no TOML: {error}.") from error
+        raise UserMistake(f"{file} cannot be read: {error.strerror}.", "--spec names a TOML file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserMistake(f"{file} is no TOML: {error}.", "Its names are those of TaskSpec in task.proto.") from error
 
 
 def _parse(assignment: str) -> dict[str, Any]:
     value: Any
     path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise UserMistake(f"{assignment!r} sets nothing.", "Write it as rounds.report_goal=20.")
+        raise UserMistake(f"{assignment!r} sets nothing.", f"Write it as {_EXAMPLE}.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

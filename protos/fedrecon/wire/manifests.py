@@ -47,7 +47,8 @@ def read_manifest(content: bytes) -> Manifest:
         raise MalformedPlanError(f"the manifest cannot be read: {error}") from error
     if manifest.format not in PLAN_FORMATS:
         raise MalformedPlanError(
-            f"plan {manifest.name!r} has format {manifest.format}; this version runs {list(PLAN_FORMATS)}: upgrade it"
+            f"plan {manifest.name!r} has format {manifest.format}; this version runs "
+            f"{', '.join(map(str, PLAN_FORMATS))}: upgrade fedrecon, or compile the plan with this version"
         )
     return manifest
 

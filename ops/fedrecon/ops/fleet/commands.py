@@ -40,7 +40,7 @@ def fleet(
     import tempfile
 
     from fedrecon.datasets import MalformedFile, UnknownDataset, generate, load
-    from fedrecon.ops.admin_client import find_targets
+    from fedrecon.ops.admin_client import find_targets, require_answer
     from fedrecon.ops.fleet.behaviour import Behaviour
     from fedrecon.ops.fleet.people import people_of
     from fedrecon.ops.fleet.running import Fleet, Tally
@@ -55,6 +55,8 @@ def fleet(
     except (MalformedFile, UnknownDataset) as error:
         raise UserMistake(str(error)) from error
     people = people_of(ratings).training[:devices]
+    coordinator = find_targets(server).coordinator
+    require_answer(coordinator)
     stopped = stop_on_signals()
     console = Console(stderr=as_json)
 
@@ -62,7 +64,7 @@ def fleet(
         stopping = asyncio.Event()
         running = Fleet(
             people=people,
-            coordinator=find_targets(server).coordinator,
+            coordinator=coordinator,
             population=population,
             behaviour=Behaviour(dropout, median_seconds, spread),
             awake=awake,
@@ -84,6 +86,8 @@ def fleet(
         Live(_table(len(people), Tally()), console=console, refresh_per_second=4) as live,
     ):
         tally = asyncio.run(run(Path(folder), live))
+    for outcome, message in sorted(tally.messages.items()):
+        console.print(f"{outcome}, the last one: {message}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json({"devices": len(people), "outcomes": dict(tally.outcomes), "left_bytes": dict(tally.left_bytes)})
 

@@ -53,11 +53,13 @@ class Tally:
 
     Attributes:
         outcomes: how often each outcome came, rejections among them; drop-outs under `VANISHED`.
+        messages: what the last device with this outcome was told, where it was told anything.
         left_bytes: bytes that left all devices, by message.
         last: the last participation with an acknowledged report.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, str] = field(default_factory=dict)
     left_bytes: Counter[str] = field(default_factory=Counter)
     last: Participation | None = None
 
@@ -67,6 +69,8 @@ class Tally:
             self.outcomes[VANISHED] += 1
             return
         self.outcomes[participation.outcome.value] += 1
+        if participation.message:
+            self.messages[participation.outcome.value] = participation.message
         for departure in participation.receipt:
             self.left_bytes[departure.message] += departure.bytes
         if participation.outcome is Outcome.UPLOADED:
