@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from fedrecon.coordinator.rounds import Phase
+from fedrecon.coordinator.round_state import Phase
 from fedrecon.ops.journal import Append, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.v1 import admin_pb2, coordinator_pb2, task_pb2

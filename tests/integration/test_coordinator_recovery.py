@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedrecon.coordinator import book, ledger, rounds, runner, tasks
-from fedrecon.coordinator.rounds import Phase
+from fedrecon.coordinator import book, ledger, round_events, runner, tasks
+from fedrecon.coordinator.round_state import Phase
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
@@ -64,7 +64,7 @@ async def replaced(built: House, coordinator: Coordinator) -> Coordinator:
 async def commits_of(journal: Journal, number: int) -> int:
     entries = await ledger.load_round_entries(journal, TASK, number)
     told = await ledger.load_task_entries(journal, TASK)
-    in_round = sum(isinstance(entry.event, rounds.Committed) for entry in entries)
+    in_round = sum(isinstance(entry.event, round_events.Committed) for entry in entries)
     in_task = sum(isinstance(entry.event, tasks.CheckpointCommitted) and entry.event.number == number for entry in told)
     assert in_round == in_task
     return in_round
@@ -160,7 +160,7 @@ async def test_a_round_waits_for_an_aggregator_that_was_killed(tmp_path: Path) -
         await built.open_aggregator()
         committed = await coordinator.until(Phase.COMMITTED)
         assert committed.attempt == 1
-        assert committed.reporting_ended == rounds.ReportingEnded(rounds.EndedBecause.WINDOW_ENDED, 2)
+        assert committed.reporting_ended == round_events.ReportingEnded(round_events.EndedBecause.WINDOW_ENDED, 2)
 
 
 async def test_an_aggregator_that_is_killed_while_merging_merges_when_it_is_back(tmp_path: Path) -> None:

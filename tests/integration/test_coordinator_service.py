@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from fedrecon.coordinator.rounds import Phase
+from fedrecon.coordinator.round_state import Phase
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.tokens import verify_token
 from fedrecon.v1 import coordinator_pb2

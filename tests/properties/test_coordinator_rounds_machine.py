@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fedrecon.coordinator import ledger, rounds
+from fedrecon.coordinator import ledger, round_events, round_state, rounds
 from fedrecon.coordinator.entries import round_entries
-from fedrecon.coordinator.rounds import (
+from fedrecon.coordinator.round_events import (
     Abandoned,
     Assigned,
     Blob,
@@ -24,13 +24,12 @@ from fedrecon.coordinator.rounds import (
     IllegalEvent,
     Opened,
     Outcome,
-    Phase,
     ReportingEnded,
-    Round,
     SessionsFinished,
     Slot,
     Terms,
 )
+from fedrecon.coordinator.round_state import Phase, Round
 
 TERMS = Terms(3, 5, 2, 2, 1_000, 10_000, 5_000, 100)
 GROUP = b"g" * 16
@@ -64,7 +63,7 @@ class Machine(RuleBasedStateMachine):
         self.twin = Twin()
         self.commits = 0
 
-    def happen(self, event: rounds.Event, *, is_legal: bool) -> bool:
+    def happen(self, event: round_events.Event, *, is_legal: bool) -> bool:
         before = self.attempts
         if not is_legal:
             with pytest.raises(IllegalEvent):
@@ -183,7 +182,7 @@ class Machine(RuleBasedStateMachine):
     def a_report_is_never_both_counted_and_void(self) -> None:
         for attempt in self.attempts:
             fates = {rounds.fate_of(attempt, each.session) for each in attempt.slots}
-            assert not {rounds.Fate.COUNTED, rounds.Fate.VOID} <= fates
+            assert not {round_state.Fate.COUNTED, round_state.Fate.VOID} <= fates
 
     @invariant()
     def what_is_due_is_legal(self) -> None:
@@ -191,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         if last is None:
             return
         for reports in (None, 0, 2, 3):
-            called_for = rounds.due(last, rounds.Seen(waiting=3, window_ends=self.now, reports=reports), self.now)
+            called_for = rounds.due(last, round_state.Seen(waiting=3, window_ends=self.now, reports=reports), self.now)
             if isinstance(called_for, ReportingEnded | Abandoned):
                 rounds.step(last, called_for, self.now)
 

@@ -18,29 +18,26 @@ from pathlib import Path
 
 import pytest
 
-from fedrecon.coordinator import ledger, rounds
+from fedrecon.coordinator import ledger, round_events, round_state, rounds
 from fedrecon.coordinator.entries import round_entries
-from fedrecon.coordinator.rounds import (
+from fedrecon.coordinator.round_events import (
     Assigned,
     Blob,
     Committed,
-    DrawCohort,
-    Effect,
     EndedBecause,
     Event,
     Finish,
-    Gather,
     GroupsClosed,
     IllegalEvent,
     Opened,
     Outcome,
     ReportingEnded,
-    Round,
-    Seen,
     SessionsFinished,
     Slot,
     Terms,
 )
+from fedrecon.coordinator.round_state import Round, Seen
+from fedrecon.coordinator.rounds import DrawCohort, Effect, Gather
 
 FOLDER = Path(__file__).parent / "coordinator"
 SCENES = sorted(FOLDER.glob("*.txt"))
@@ -118,7 +115,7 @@ class Scene:
             return [f"refused: {error}"]
         self.journal.append(round_entries.encode(self.now, event))
         self.attempts = applied.attempts
-        retry = [f"retry at {event.retry_at}"] if isinstance(event, rounds.Abandoned) else []
+        retry = [f"retry at {event.retry_at}"] if isinstance(event, round_events.Abandoned) else []
         return [f"{self.describe()}: {self.act(applied.effects)}", *retry]
 
     def do_what_is_due(self) -> list[str]:
@@ -131,7 +128,7 @@ class Scene:
                 return [f"draw {size}"]
             case ReportingEnded() as ended:
                 return [f"{ended.because}", *self.happen(ended)]
-            case rounds.Abandoned(reason) as abandoned:
+            case round_events.Abandoned(reason) as abandoned:
                 return [f"give up: {reason}", *self.happen(abandoned)]
 
     def act(self, effects: tuple[Effect, ...]) -> str:
@@ -181,7 +178,7 @@ def test_a_scene_plays_as_it_is_told(path: Path) -> None:
 def test_there_are_scenes_and_they_crash_in_every_phase() -> None:
     told = "".join(path.read_text() for path in SCENES)
     crashes = {line.split()[1] for block in told.split("crash\n")[1:] for line in block.splitlines()[:1]}
-    assert crashes == {phase.value for phase in rounds.Phase}
+    assert crashes == {phase.value for phase in round_state.Phase}
 
 
 if __name__ == "__main__":

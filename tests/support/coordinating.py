@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from fedrecon.coordinator import ledger, rounds
+from fedrecon.coordinator import ledger, round_state
 from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.roster import Roster
@@ -263,7 +263,7 @@ class Coordinator:
         answer = await self.admin.GetTask(admin_pb2.GetTaskRequest(task=name), timeout=CALL_SECONDS)
         return answer.task
 
-    async def until(self, phase: rounds.Phase, number: int = 1, attempt: int | None = None) -> rounds.Round:
+    async def until(self, phase: round_state.Phase, number: int = 1, attempt: int | None = None) -> round_state.Round:
         """Waits until a round of the task is in a phase."""
         async with asyncio.timeout(CALL_SECONDS):
             while True:

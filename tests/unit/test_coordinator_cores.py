@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedrecon.coordinator import pacing, rounds, stories, tasks
+from fedrecon.coordinator import pacing, round_events, rounds, stories, tasks
 from fedrecon.coordinator.assignments import issue_ticket, mark_of, read_ticket
 from fedrecon.coordinator.choosing import Choice, choose, misfit_of
 from fedrecon.coordinator.entries import round_entries, task_entries
-from fedrecon.coordinator.rounds import Blob, IllegalEvent, Opened
+from fedrecon.coordinator.round_events import Blob, IllegalEvent, Opened
 from fedrecon.coordinator.selection import Candidate, merge
 from fedrecon.coordinator.specs import InvalidSpec, check_spec, prepare, terms_of
 from fedrecon.coordinator.tasks import (
@@ -302,7 +302,7 @@ def test_a_device_is_not_offered_to_a_task_that_does_not_fit_it(request_: CheckI
 def test_tickets_and_marks_belong_to_one_device_and_attempt() -> None:
     opened = Opened("films", 1, 1, terms_of(good_spec()), CHECKPOINT, None, b"")
     first, _ = rounds.step(None, opened, 0)
-    given_up, _ = rounds.step(first, rounds.Abandoned("x", 0), 0)
+    given_up, _ = rounds.step(first, round_events.Abandoned("x", 0), 0)
     second, _ = rounds.step(given_up, Opened("films", 1, 2, opened.terms, CHECKPOINT, None, b""), 0)
     ticket = issue_ticket(KEY, first, b"d" * 32, 12_345)
     assert read_ticket(KEY, first, b"d" * 32, ticket) == 12_345
@@ -313,19 +313,19 @@ def test_tickets_and_marks_belong_to_one_device_and_attempt() -> None:
     assert mark_of(KEY, first, b"d" * 32) != mark_of(KEY, second, b"d" * 32)
 
 
-EVENTS: tuple[rounds.Event, ...] = (
+EVENTS: tuple[round_events.Event, ...] = (
     Opened("films", 3, 2, terms_of(good_spec()), CHECKPOINT, Blob(b"o" * 32, 5), b"\x00\xff"),
-    rounds.Assigned((rounds.Slot(b"s" * 16, b"d" * 16),), 4, (b"g" * 16,), "here:1", 99),
-    rounds.SessionsFinished(2, (rounds.Finish(b"s" * 16, rounds.Outcome.UPLOADED, "-v[]+^"),)),
-    rounds.ReportingEnded(rounds.EndedBecause.ALL_FINISHED, 1),
-    rounds.GroupsClosed((b"g" * 16,), 8, 2),
-    rounds.Committed(Blob(b"n" * 32, 9), None, 8, 80, (("loss", 1.5),), 0.125, b"\x01" * 32),
-    rounds.Abandoned("nobody came", 65_000),
+    round_events.Assigned((round_events.Slot(b"s" * 16, b"d" * 16),), 4, (b"g" * 16,), "here:1", 99),
+    round_events.SessionsFinished(2, (round_events.Finish(b"s" * 16, round_events.Outcome.UPLOADED, "-v[]+^"),)),
+    round_events.ReportingEnded(round_events.EndedBecause.ALL_FINISHED, 1),
+    round_events.GroupsClosed((b"g" * 16,), 8, 2),
+    round_events.Committed(Blob(b"n" * 32, 9), None, 8, 80, (("loss", 1.5),), 0.125, b"\x01" * 32),
+    round_events.Abandoned("nobody came", 65_000),
 )
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_an_event_survives_its_journal_with_its_moment(event: rounds.Event) -> None:
+def test_an_event_survives_its_journal_with_its_moment(event: round_events.Event) -> None:
     entry = round_entries.decode(round_entries.encode(1_763_712_000_123, event))
     assert (entry.at, entry.event) == (1_763_712_000_123, event)
 

@@ -6,31 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from fedrecon.coordinator import rounds
-from fedrecon.coordinator.rounds import (
+from fedrecon.coordinator import round_events, round_transitions, rounds
+from fedrecon.coordinator.round_events import (
     Abandoned,
     Assigned,
     Blob,
     Committed,
     EndedBecause,
-    Fate,
     Finish,
     GroupsClosed,
     IllegalEvent,
     Opened,
     Outcome,
-    Phase,
     ReportingEnded,
-    Round,
-    Seen,
     SessionsFinished,
     Slot,
     Terms,
-    due,
-    fate_of,
-    resume,
-    step,
 )
+from fedrecon.coordinator.round_state import Fate, Phase, Round, Seen
+from fedrecon.coordinator.rounds import due, fate_of, resume, step
 
 TERMS = Terms(
     report_goal=3,
@@ -51,7 +45,7 @@ COMMITTED = Committed(Blob(b"d" * 32, 9), Blob(b"o" * 32, 5), 3, 30, (("loss", 1
 ABANDONED = Abandoned("nobody came", 50_000)
 
 
-def after(*events: rounds.Event, start: int = 0) -> Round:
+def after(*events: round_events.Event, start: int = 0) -> Round:
     attempt = None
     for number, event in enumerate(events):
         attempt, _ = step(attempt, event, start + number)
@@ -70,7 +64,7 @@ REACHED = {
     Phase.COMMITTED: (OPENED, ASSIGNED, ENDED, CLOSED, COMMITTED),
     Phase.ABANDONED: (OPENED, ASSIGNED, ABANDONED),
 }
-EXAMPLES: tuple[rounds.Event, ...] = (
+EXAMPLES: tuple[round_events.Event, ...] = (
     replace(OPENED, attempt=2),
     ASSIGNED,
     finishes(0),
@@ -83,11 +77,11 @@ EXAMPLES: tuple[rounds.Event, ...] = (
 
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
-def test_an_event_is_legal_exactly_where_the_table_has_it(phase: Phase, event: rounds.Event) -> None:
+def test_an_event_is_legal_exactly_where_the_table_has_it(phase: Phase, event: round_events.Event) -> None:
     attempt = after(*REACHED[phase])
     if isinstance(event, Committed) and phase is Phase.AGGREGATING:
         attempt, _ = step(attempt, CLOSED, 10)
-    following = rounds.TRANSITIONS.get((phase, type(event)))
+    following = round_transitions.TRANSITIONS.get((phase, type(event)))
     if following is None:
         with pytest.raises(IllegalEvent):
             step(attempt, event, 20)
@@ -96,10 +90,10 @@ def test_an_event_is_legal_exactly_where_the_table_has_it(phase: Phase, event: r
 
 
 def test_the_diagram_names_every_phase_and_event() -> None:
-    drawn = rounds.mermaid()
+    drawn = round_transitions.mermaid()
     assert all(phase.value in drawn for phase in Phase)
-    assert all(event.__name__ in drawn for event in rounds.EVENT_TYPES)
-    assert drawn.count("-->") == len(rounds.TRANSITIONS) + 1
+    assert all(event.__name__ in drawn for event in round_events.EVENT_TYPES)
+    assert drawn.count("-->") == len(round_transitions.TRANSITIONS) + 1
 
 
 @pytest.mark.parametrize(

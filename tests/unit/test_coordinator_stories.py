@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from fedrecon.coordinator import rounds
-from fedrecon.coordinator.rounds import EndedBecause, Finish, Outcome
+from fedrecon.coordinator import round_events
+from fedrecon.coordinator.round_events import EndedBecause, Finish, Outcome
 from fedrecon.coordinator.stories import tell_all
 
 
-def finished(outcome: Outcome, number: int) -> rounds.SessionsFinished:
-    return rounds.SessionsFinished(attempt=1, finished=(Finish(bytes([number]) * 16, outcome, ""),))
+def finished(outcome: Outcome, number: int) -> round_events.SessionsFinished:
+    return round_events.SessionsFinished(attempt=1, finished=(Finish(bytes([number]) * 16, outcome, ""),))
 
 
 def test_ends_of_sessions_that_follow_each_other_are_told_together() -> None:
-    entries: list[tuple[int, rounds.Event]] = [
+    entries: list[tuple[int, round_events.Event]] = [
         (1000, finished(Outcome.UPLOADED, 1)),
         (2000, finished(Outcome.UPLOADED, 2)),
         (3000, finished(Outcome.TOO_LATE, 3)),
-        (4000, rounds.ReportingEnded(EndedBecause.GOAL_MET, 2)),
+        (4000, round_events.ReportingEnded(EndedBecause.GOAL_MET, 2)),
         (5000, finished(Outcome.TOO_LATE, 4)),
     ]
     story = tell_all(entries)

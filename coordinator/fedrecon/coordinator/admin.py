@@ -19,7 +19,8 @@ from fedrecon.coordinator.ledger import TaskAt
 from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
 from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.rounds import IllegalEvent, Phase, Round
+from fedrecon.coordinator.round_events import IllegalEvent
+from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.tasks import State, TaskCancelled, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal

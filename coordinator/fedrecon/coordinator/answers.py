@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedrecon.coordinator.rounds import Round, Slot
+from fedrecon.coordinator.round_events import Slot
+from fedrecon.coordinator.round_state import Round
 
 
 @dataclass(frozen=True, slots=True)

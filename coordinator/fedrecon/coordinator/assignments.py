@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from fedrecon.coordinator.rounds import Blob, Round, Slot
+from fedrecon.coordinator.round_events import Blob, Slot
+from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.specs import Prepared
 from fedrecon.ops.tokens import issue_token
 from fedrecon.v1 import coordinator_pb2

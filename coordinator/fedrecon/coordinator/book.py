@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from fedrecon.coordinator import ledger, rounds, tasks
+from fedrecon.coordinator import ledger, round_events, tasks
 from fedrecon.coordinator.entries import TASK_STREAM, round_entries, round_stream, task_entries
 from fedrecon.coordinator.ledger import Applied, RoundAt, TaskAt
-from fedrecon.coordinator.rounds import Round
+from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.tasks import Task
 from fedrecon.ops.clock import Clock
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
@@ -112,7 +112,7 @@ class Book:
             self._drop_old(number)
         return self._rounds[number]
 
-    async def record(self, number: int, event: rounds.Event, *task_events: tasks.Event) -> Applied:
+    async def record(self, number: int, event: round_events.Event, *task_events: tasks.Event) -> Applied:
         """Keeps an event of a round, with events of the task: all or nothing.
 
         Args:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from fedrecon.coordinator.rounds import Finish
+from fedrecon.coordinator.round_events import Finish
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fedrecon.coordinator import rounds, tasks
+from fedrecon.coordinator import round_events, tasks
 from fedrecon.ops.journal.codec import Codec, UnreadableEvent
 
 Event = TypeVar("Event")
@@ -75,7 +75,7 @@ TASK_STREAM = "task"
 
 registry_entries: Entries[TaskRegistered] = Entries(Codec(TaskRegistered))
 task_entries: Entries[tasks.Event] = Entries(Codec(*tasks.EVENT_TYPES))
-round_entries: Entries[rounds.Event] = Entries(Codec(*rounds.EVENT_TYPES))
+round_entries: Entries[round_events.Event] = Entries(Codec(*round_events.EVENT_TYPES))
 
 
 def round_stream(number: int) -> str:

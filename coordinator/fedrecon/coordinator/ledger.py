@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fedrecon.coordinator import rounds, tasks
+from fedrecon.coordinator import round_events, rounds, tasks
 from fedrecon.coordinator.entries import (
     REGISTRY_STREAM,
     REGISTRY_TASK,
@@ -20,7 +20,9 @@ from fedrecon.coordinator.entries import (
     round_stream,
     task_entries,
 )
-from fedrecon.coordinator.rounds import Effect, IllegalEvent, Round
+from fedrecon.coordinator.round_events import IllegalEvent
+from fedrecon.coordinator.round_state import Round
+from fedrecon.coordinator.rounds import Effect
 from fedrecon.coordinator.tasks import Task
 from fedrecon.ops.journal import Journal, Recorded
 
@@ -73,7 +75,7 @@ class Applied:
     effects: tuple[Effect, ...]
 
 
-def apply(attempts: tuple[Round, ...], event: rounds.Event, now: int) -> Applied:
+def apply(attempts: tuple[Round, ...], event: round_events.Event, now: int) -> Applied:
     """Applies an event to the attempt of a round that it belongs to.
 
     Args:
@@ -84,13 +86,13 @@ def apply(attempts: tuple[Round, ...], event: rounds.Event, now: int) -> Applied
     Raises:
         IllegalEvent: As `rounds.step`.
     """
-    if isinstance(event, rounds.SessionsFinished):
+    if isinstance(event, round_events.SessionsFinished):
         if not 1 <= event.attempt <= len(attempts):
             raise IllegalEvent(f"sessions of attempt {event.attempt} of a round with {len(attempts)} attempts")
         place = event.attempt - 1
     else:
-        place = len(attempts) if isinstance(event, rounds.Opened) else len(attempts) - 1
-    before = attempts[-1] if isinstance(event, rounds.Opened) and attempts else None
+        place = len(attempts) if isinstance(event, round_events.Opened) else len(attempts) - 1
+    before = attempts[-1] if isinstance(event, round_events.Opened) and attempts else None
     if place in range(len(attempts)):
         before = attempts[place]
     after, effects = rounds.step(before, event, now)
@@ -120,7 +122,7 @@ async def load_task_entries(journal: Journal, name: str) -> list[Entry[tasks.Eve
     return [task_entries.decode(each.event) for each in history.events]
 
 
-async def load_round_entries(journal: Journal, name: str, number: int) -> list[Entry[rounds.Event]]:
+async def load_round_entries(journal: Journal, name: str, number: int) -> list[Entry[round_events.Event]]:
     """Reads what happened in a round, in order."""
     history = await journal.load(name, round_stream(number))
     return [round_entries.decode(each.event) for each in history.events]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedrecon.coordinator import rounds
-from fedrecon.coordinator.rounds import Finish, Round
+from fedrecon.coordinator import round_events
+from fedrecon.coordinator.round_events import Finish
+from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.tasks import Task
 from fedrecon.ops.metrics import Metrics
 
@@ -49,7 +50,7 @@ class Measures:
         """Sets how many reports the attempt under way has."""
         self._metrics.round_devices.labels(task=name, state="reported").set(reports)
 
-    def note_event(self, name: str, before: Round | None, after: Round, event: rounds.Event, now: int) -> None:
+    def note_event(self, name: str, before: Round | None, after: Round, event: round_events.Event, now: int) -> None:
         """Counts what an event of a round means.
 
         Args:
@@ -63,21 +64,21 @@ class Measures:
             seconds = (now - before.phase_since) / 1000
             self._metrics.round_phase_seconds.labels(task=name, phase=before.phase.value).observe(seconds)
         match event:
-            case rounds.Opened():
+            case round_events.Opened():
                 self._metrics.round_current.labels(task=name).set(after.number)
                 self._devices(name, after.terms.cohort_size, 0, 0)
-            case rounds.Assigned():
+            case round_events.Assigned():
                 self._devices(name, after.terms.cohort_size, len(after.slots), 0)
                 ratio = len(after.slots) / after.terms.report_goal
                 self._metrics.round_overselection_ratio.labels(task=name).set(ratio)
-            case rounds.Committed():
+            case round_events.Committed():
                 self._committed(name, after, event, now)
-            case rounds.Abandoned():
+            case round_events.Abandoned():
                 self._metrics.rounds_total.labels(task=name, outcome="abandoned").inc()
             case _:
                 pass
 
-    def _committed(self, name: str, attempt: Round, event: rounds.Committed, now: int) -> None:
+    def _committed(self, name: str, attempt: Round, event: round_events.Committed, now: int) -> None:
         self._metrics.rounds_total.labels(task=name, outcome="committed").inc()
         self._metrics.round_last_commit_timestamp_seconds.labels(task=name).set(now / 1000)
         self._metrics.model_version.labels(task=name).set(attempt.number)

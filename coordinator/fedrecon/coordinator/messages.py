@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fedrecon.coordinator.assignments import key_of, reference_to
 from fedrecon.coordinator.entries import Entry
-from fedrecon.coordinator.rounds import Outcome, Phase, Round
+from fedrecon.coordinator.round_events import Outcome
+from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.tasks import (
     CheckpointCommitted,
     Event,

@@ -14,7 +14,7 @@ from typing import Any
 from fedrecon.coordinator.answers import Answer, Drawn, KeepWaiting, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import PRIORITY_BYTES, issue_ticket, mark_of, read_ticket
 from fedrecon.coordinator.pacing import Windows, pace
-from fedrecon.coordinator.rounds import Phase, Round
+from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.tasks import State
 

@@ -18,7 +18,7 @@ from fedrecon.coordinator.entries import (
     task_entries,
 )
 from fedrecon.coordinator.plans import load_plan
-from fedrecon.coordinator.rounds import Blob
+from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.specs import InvalidSpec, check_spec
 from fedrecon.coordinator.tasks import TaskCreated
 from fedrecon.ops.blobs import BlobStore

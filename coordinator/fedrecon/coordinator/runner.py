@@ -18,14 +18,15 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedrecon.coordinator import rounds, tasks
+from fedrecon.coordinator import round_events, rounds, tasks
 from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import mark_of, participation_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
 from fedrecon.coordinator.endings import Endings
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.plans import load_plan
-from fedrecon.coordinator.rounds import IllegalEvent, Opened, Phase, Round, Seen, Slot
+from fedrecon.coordinator.round_events import IllegalEvent, Opened, Slot
+from fedrecon.coordinator.round_state import Phase, Round, Seen
 from fedrecon.coordinator.specs import Prepared, terms_of
 from fedrecon.coordinator.sums import Sums, SumsAway, SumsRefused, committed_of, merge_request, open_request
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, State
@@ -190,7 +191,7 @@ class Runner:
             known = (await self.book.round_at(number)).attempts[attempt - 1]
             fresh = {each.session: each for each in reversed(finishes) if each.session not in known.finishes}
             if fresh:
-                await self._record(number, rounds.SessionsFinished(attempt, tuple(fresh.values())))
+                await self._record(number, round_events.SessionsFinished(attempt, tuple(fresh.values())))
                 self.around.measures.note_finishes(fresh.values())
 
     # -- what the moment calls for -----------------------------------------------------------------------------------
@@ -226,9 +227,9 @@ class Runner:
                 self._begin_window(now)
             case rounds.DrawCohort(size):
                 await self._draw(attempt, size, now)
-            case rounds.Abandoned(reason):
+            case round_events.Abandoned(reason):
                 await self._abandon(attempt, reason, now)
-            case rounds.ReportingEnded() as ended:
+            case round_events.ReportingEnded() as ended:
                 self.reporting_milliseconds = max(now - attempt.assigned_at, 1)
                 await self._record(attempt.number, ended)
         return True
@@ -287,7 +288,7 @@ class Runner:
         slots = tuple(
             Slot(secrets.token_bytes(SESSION_BYTES), mark_of(self.around.key, attempt, device)) for device in drawn
         )
-        assigned = rounds.Assigned(slots, waited, tuple(opened.groups), opened.aggregator, self._groups_expire_at)
+        assigned = round_events.Assigned(slots, waited, tuple(opened.groups), opened.aggregator, self._groups_expire_at)
         applied = await self._record(attempt.number, assigned)
         for device, slot in zip(drawn, slots, strict=True):
             self.waiting.answer(device, Drawn(applied, slot))
@@ -318,7 +319,7 @@ class Runner:
 
     # -- keeping and acting ------------------------------------------------------------------------------------------
 
-    async def _record(self, number: int, event: rounds.Event, *task_events: tasks.Event) -> Round:
+    async def _record(self, number: int, event: round_events.Event, *task_events: tasks.Event) -> Round:
         applied = await self.book.record(number, event, *task_events)
         self.around.measures.note_event(self.name, applied.before, applied.after, event, self.book.now())
         for effect in applied.effects:

@@ -18,7 +18,9 @@ from fedrecon.coordinator.choosing import Choice, Misfit, choose, misfit_of
 from fedrecon.coordinator.offers import offer, windows_of
 from fedrecon.coordinator.pacing import Window, Windows, idle
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.rounds import Finish, Outcome, Phase, Round, fate_of
+from fedrecon.coordinator.round_events import Finish, Outcome
+from fedrecon.coordinator.round_state import Phase, Round
+from fedrecon.coordinator.rounds import fate_of
 from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.tasks import State
 from fedrecon.ops.boundary import Refusal

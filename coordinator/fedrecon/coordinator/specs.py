@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fedrecon.coordinator.rounds import Terms, cohort_size_of
+from fedrecon.coordinator.round_events import Terms, cohort_size_of
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
 from fedrecon.v1.task_pb2 import TaskSpec

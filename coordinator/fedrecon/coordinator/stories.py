@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from fedrecon.coordinator import rounds
-from fedrecon.coordinator.rounds import EndedBecause, Outcome
+from fedrecon.coordinator import round_events
+from fedrecon.coordinator.round_events import EndedBecause, Outcome
 
 _SHOWN_DIGITS = 12
 
 
-def tell_all(entries: Iterable[tuple[int, rounds.Event]]) -> list[str]:
+def tell_all(entries: Iterable[tuple[int, round_events.Event]]) -> list[str]:
     """Returns the story of a round, a sentence for each event.
 
     Ends of sessions that follow each other are told together: a cohort of a thousand is one sentence, not a thousand.
@@ -31,18 +31,18 @@ def tell_all(entries: Iterable[tuple[int, rounds.Event]]) -> list[str]:
     return story
 
 
-def _gathered(entries: Iterable[tuple[int, rounds.Event]]) -> Iterator[tuple[int, rounds.Event, int]]:
+def _gathered(entries: Iterable[tuple[int, round_events.Event]]) -> Iterator[tuple[int, round_events.Event, int]]:
     """Yields events with their first and last moment; neighbouring ends of sessions of one attempt become one event."""
-    held: tuple[int, rounds.SessionsFinished, int] | None = None
+    held: tuple[int, round_events.SessionsFinished, int] | None = None
     for at, event in entries:
-        if held is not None and isinstance(event, rounds.SessionsFinished) and event.attempt == held[1].attempt:
+        if held is not None and isinstance(event, round_events.SessionsFinished) and event.attempt == held[1].attempt:
             together = replace(held[1], finished=(*held[1].finished, *event.finished))
             held = (held[0], together, at)
             continue
         if held is not None:
             yield held
             held = None
-        if isinstance(event, rounds.SessionsFinished):
+        if isinstance(event, round_events.SessionsFinished):
             held = (at, event, at)
         else:
             yield at, event, at
@@ -50,7 +50,7 @@ def _gathered(entries: Iterable[tuple[int, rounds.Event]]) -> Iterator[tuple[int
         yield held
 
 
-def tell(at: int, event: rounds.Event) -> str:
+def tell(at: int, event: round_events.Event) -> str:
     """Returns an event as a sentence that begins with its moment.
 
     Args:
@@ -58,7 +58,7 @@ def tell(at: int, event: rounds.Event) -> str:
         event: What happened.
 
     Example:
-        >>> tell(1000, rounds.ReportingEnded(EndedBecause.GOAL_MET, 100))
+        >>> tell(1000, round_events.ReportingEnded(EndedBecause.GOAL_MET, 100))
         '1970-01-01 00:00:01.000 UTC: Reporting ended because the report goal was met: 100 reports were acknowledged.'
     """
     return f"{_moment(at)}: {_sentence(at, event)}"
@@ -69,39 +69,39 @@ def _moment(at: int) -> str:
     return f"{moment}.{at % 1000:03} UTC"
 
 
-def _sentence(at: int, event: rounds.Event) -> str:  # noqa: PLR0911 - one return for each event
+def _sentence(at: int, event: round_events.Event) -> str:  # noqa: PLR0911 - one return for each event
     match event:
-        case rounds.Opened():
+        case round_events.Opened():
             return _opened(event)
-        case rounds.Assigned():
+        case round_events.Assigned():
             return (
                 f"Of {_count(event.waiting, 'device')} that waited, {len(event.slots)} were drawn and assigned; they "
                 f"report to {event.aggregator}."
             )
-        case rounds.SessionsFinished():
+        case round_events.SessionsFinished():
             counted = Counter(finish.outcome for finish in event.finished)
             ended = ", ".join(f"{counted[outcome]} {_TOLD[outcome]}" for outcome in Outcome if outcome in counted)
             return f"{_count(len(event.finished), 'session')} of attempt {event.attempt} ended: {ended}."
-        case rounds.ReportingEnded():
+        case round_events.ReportingEnded():
             reports = _count(event.reports, "report")
             was = "was" if event.reports == 1 else "were"
             return f"Reporting ended because {_BECAUSE[event.because]}: {reports} {was} acknowledged."
-        case rounds.GroupsClosed():
+        case round_events.GroupsClosed():
             voided = f"; {_count(event.voided, 'report')} became void" if event.voided else ""
             groups = _count(len(event.groups), "sum group")
             return f"{groups} closed with {_count(event.reports, 'report')}{voided}."
-        case rounds.Committed():
+        case round_events.Committed():
             return (
                 f"Committed checkpoint {_short(event.checkpoint.digest)} ({event.checkpoint.size} bytes) out of "
                 f"{_count(event.reports, 'report')} of weight {event.weight}; the mean update has norm "
                 f"{event.update_norm:.6g}."
             )
-        case rounds.Abandoned():
+        case round_events.Abandoned():
             wait = max(event.retry_at - at, 0) / 1000
             return f"Abandoned because {event.reason}; the next attempt may begin {wait:g} s later."
 
 
-def _opened(event: rounds.Opened) -> str:
+def _opened(event: round_events.Opened) -> str:
     terms = event.terms
     return (
         f"Attempt {event.attempt} of round {event.number} opened from checkpoint {_short(event.checkpoint.digest)}: "

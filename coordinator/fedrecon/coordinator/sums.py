@@ -17,7 +17,8 @@ import grpc
 import grpc.aio
 
 from fedrecon.coordinator.assignments import key_of
-from fedrecon.coordinator.rounds import Blob, Committed, GroupsClosed, Round
+from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed
+from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.specs import Prepared
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.logs import logger_of

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fedrecon.coordinator.rounds import Blob, IllegalEvent
+from fedrecon.coordinator.round_events import Blob, IllegalEvent
 
 
 class State(StrEnum):
