@@ -191,8 +191,8 @@ def test_keys_that_the_format_does_not_know_are_not_written(tmp_path: Path) -> N
 def test_movielens_1m_is_whole() -> None:
     folder = os.environ.get("FEDRECON_DATA")
     if not folder:
-        pytest.skip("FEDRECON_DATA does not name a MovieLens 1M folder")
-    ratings = load(folder)
+        pytest.skip("FEDRECON_DATA does not name a folder that holds ml-1m/")
+    ratings = load(Path(folder) / "ml-1m")
     assert len(ratings) == 1_000_209
     assert len(ratings.user_keys) == 6_040
     assert len(ratings.item_keys) == 3_706
