@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from fedrecon.device_sdk.columns import map_examples, rule_of
 from fedrecon.device_sdk.material import Material
+from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint, rows_in_force
 from fedrecon.device_sdk.recommender import Recommender
-from fedrecon.device_sdk.runtime import Plan, Seeds, load_plan, read_checkpoint, rows_in_force, train
+from fedrecon.device_sdk.runtime import Seeds, train
 from fedrecon.device_sdk.serving import recommend_from, reconstruct_from
 from fedrecon.inference.bundles import read_bundle as read_inference_bundle
 from fedrecon.inference.exporting import Origin, export

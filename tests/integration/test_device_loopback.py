@@ -25,7 +25,8 @@ from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.columns import map_examples, rule_of
 from fedrecon.device_sdk.errors import NoModelError, UnreachableError
-from fedrecon.device_sdk.runtime import Seeds, load_plan, read_checkpoint, report_vector, train
+from fedrecon.device_sdk.plans import load_plan, read_checkpoint
+from fedrecon.device_sdk.runtime import Seeds, report_vector, train
 from fedrecon.device_sdk.transport import AsyncTransport
 from fedrecon.v1 import admin_pb2, aggregator_pb2, blobs_pb2, coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import JoinResponse, UploadRequest, UploadResponse, UploadStatusResponse

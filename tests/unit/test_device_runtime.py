@@ -17,16 +17,8 @@ from fedrecon.device_sdk.errors import (
     UnusablePlanError,
 )
 from fedrecon.device_sdk.local_parameters import LocalParameters
-from fedrecon.device_sdk.runtime import (
-    Plan,
-    Seeds,
-    load_plan,
-    read_checkpoint,
-    reconstruct,
-    report_vector,
-    score,
-    train,
-)
+from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint
+from fedrecon.device_sdk.runtime import Seeds, reconstruct, report_vector, score, train
 from fedrecon.v1 import coordinator_pb2, plan_pb2, task_pb2
 from fedrecon.wire import fixed_point, manifests
 from fedrecon.wire.digests import digest_of

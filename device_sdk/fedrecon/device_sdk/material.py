@@ -15,16 +15,9 @@ from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.errors import TooFewExamplesError, UnusablePlanError
 from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.graphs import Memo
+from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint, rows_in_force
 from fedrecon.device_sdk.requests import Compute
-from fedrecon.device_sdk.runtime import (
-    Plan,
-    Seeds,
-    load_plan,
-    read_checkpoint,
-    report_vector,
-    rows_in_force,
-    train,
-)
+from fedrecon.device_sdk.runtime import Seeds, report_vector, train
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.coordinator_pb2 import Assignment

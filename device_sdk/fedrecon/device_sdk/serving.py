@@ -17,9 +17,10 @@ from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.errors import UnreachableError, UnusablePlanError
 from fedrecon.device_sdk.local_parameters import LocalParameters
 from fedrecon.device_sdk.material import Material
+from fedrecon.device_sdk.plans import rows_in_force
 from fedrecon.device_sdk.recommender import Recommendation, Recommender
 from fedrecon.device_sdk.requests import GET_RECOMMENDER
-from fedrecon.device_sdk.runtime import reconstruct, rows_in_force, score
+from fedrecon.device_sdk.runtime import reconstruct, score
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.inference_pb2 import GetRecommenderRequest, GetRecommenderResponse

@@ -27,9 +27,7 @@ from fedrecon.device_sdk.material import Material, Report, fetch_material, make_
 from fedrecon.device_sdk.participation import Fate, Outcome, Participation
 from fedrecon.device_sdk.receipts import reveals_of_upload
 from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, JOIN, UPLOAD_STATUS, Compute, Sleep
-from fedrecon.device_sdk.runtime import (
-    Seeds,
-)
+from fedrecon.device_sdk.runtime import Seeds
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import JoinRequest, SessionProof, UploadHeader, UploadStatusRequest
 from fedrecon.v1.common_pb2 import Credentials, RetryWindow, RetryWindows

@@ -24,7 +24,8 @@ from fedrecon.aggregator.messages import config_of, protocol_of
 from fedrecon.aggregator.optimizers import from_message
 from fedrecon.coordinator.specs import Prepared, prepare
 from fedrecon.device_sdk.material import Material, make_report
-from fedrecon.device_sdk.runtime import Plan, Seeds, load_plan, read_checkpoint
+from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint
+from fedrecon.device_sdk.runtime import Seeds
 from fedrecon.learning.planning.bundle import MANIFEST, read_bundle
 from fedrecon.v1.aggregator_pb2 import OpenRequest
 from fedrecon.v1.common_pb2 import RoundKey
