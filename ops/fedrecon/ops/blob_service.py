@@ -92,5 +92,6 @@ def _unknown(digest: bytes) -> Refusal:
         grpc.StatusCode.NOT_FOUND,
         "UNKNOWN_BLOB",
         f"Blob {digest.hex()} is not here.",
-        "Check the digest; a new checkpoint may have replaced it.",
+        "Check the digest. If the logs say `blob damaged and moved aside`, the operator restores it from a copy; the "
+        "parts of a plan are stored again by `fedrecon task create`.",
     )

@@ -19,10 +19,13 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from fedrecon.ops.durable_files import make_folder, write_durably
+from fedrecon.ops.logs import logger_of
 from fedrecon.wire.digests import DIGEST_BYTES
 
 CHUNK_BYTES = 1 << 20
 """Bytes read at a time, and handed out by `chunks` at most: what a message of a stream carries."""
+
+_log = logger_of(__name__)
 
 _ASIDE = ".corrupt"
 _ABANDONED_SECONDS = 24 * 60 * 60
@@ -299,9 +302,12 @@ def _verified(store: _Opened, digest: bytes, offset: int) -> Iterator[bytes]:
                 yield held
             held = chunk
     if offset == 0 and seen.digest() != digest:
+        aside = store.set_aside(digest)
+        # Whoever reads first sees it; to everyone after, the blob is only missing.
+        _log.error("blob damaged and moved aside", blob=digest.hex(), found=seen.hexdigest(), aside=aside)
         raise CorruptBlob(
             f"blob {digest.hex()} is damaged: its bytes have the digest {seen.hexdigest()}. It was moved to "
-            f"{store.set_aside(digest)}; put it again from where it came, and check the disk"
+            f"{aside}; put it again from where it came, and check the disk"
         )
     if held:
         yield held
