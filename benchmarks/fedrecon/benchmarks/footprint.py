@@ -41,7 +41,7 @@ def measure_footprint() -> list[Measure]:
         installed = sum(_size_of(path) for path in kept)
         return [
             Measure("installed_mb", installed / 1e6, "MB", INSTALLED_LIMIT_MB),
-            Measure("packages", len(list(site_packages.glob("*.dist-info"))), "count"),
+            Measure("packages", sum(path.suffix == ".dist-info" for path in kept), "count"),
             Measure("import_cpu_seconds", _import_seconds(python, "fedrecon.device_sdk"), "s", IMPORT_LIMIT_SECONDS),
             Measure("import_numpy_cpu_seconds", _import_seconds(python, "numpy"), "s"),
         ]
