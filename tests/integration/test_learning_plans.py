@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedrecon.device_sdk import runtime
+from fedrecon.device_sdk import plans, runtime
 from fedrecon.learning.model import Constant, FederatedModel, Field, Metric, ModelError, Role
 from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factorization, squared_error
 from fedrecon.learning.models.personal_network import personal_network
@@ -519,8 +519,8 @@ def test_a_device_computes_what_the_simulation_computes(name: str, request: pyte
     """The device SDK runs the plan from its bytes; torch runs the model with the same split, schedules and start."""
     compiled: Compiled = request.getfixturevalue(name)
     model, bundle = compiled.model, read_bundle(compiled.plan.path)
-    plan = runtime.load_plan((compiled.plan.path / "manifest.json").read_bytes(), lambda digest: bundle.blobs[digest])
-    checkpoint = runtime.read_checkpoint(bundle.blobs[bundle.manifest.initial_checkpoint.digest], plan.manifest)
+    plan = plans.load_plan((compiled.plan.path / "manifest.json").read_bytes(), lambda digest: bundle.blobs[digest])
+    checkpoint = plans.read_checkpoint(bundle.blobs[bundle.manifest.initial_checkpoint.digest], plan.manifest)
     fields = draw_client(model, 27, 1, 1, 11)[2]
     columns = {name: value.numpy() for name, value in fields.items()}
     work = LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_BATCHES)

@@ -24,7 +24,8 @@ from rich.live import Live
 from rich.table import Table
 
 from fedrecon.datasets import MalformedFile, Ratings, UnknownDataset, generate, load
-from fedrecon.device_sdk import Recommendation, Recommender, runtime
+from fedrecon.device_sdk import Recommendation, Recommender
+from fedrecon.device_sdk.plans import load_plan
 from fedrecon.ops.admin_client import CALL_SECONDS, open_sync_channel
 from fedrecon.ops.demo.configuration import MADE_UP, MOVIELENS, Configuration
 from fedrecon.ops.demo.progress import Progress
@@ -256,7 +257,7 @@ class _Observer:
         def part(digest: bytes) -> bytes:
             return (plan_folder / "blobs" / digest.hex()).read_bytes()
 
-        self._plan = runtime.load_plan((plan_folder / "manifest.json").read_bytes(), part)
+        self._plan = load_plan((plan_folder / "manifest.json").read_bytes(), part)
         named = self._plan.manifest.vocabularies.items()
         self._vocabularies: dict[str, Items] = {name: read_vocabulary(part(blob.digest)) for name, blob in named}
 

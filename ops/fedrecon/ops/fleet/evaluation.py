@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedrecon.device_sdk import runtime
 from fedrecon.device_sdk.columns import map_examples, rule_of
 from fedrecon.device_sdk.errors import TooFewExamplesError
+from fedrecon.device_sdk.plans import Plan, read_checkpoint, rows_in_force
+from fedrecon.device_sdk.runtime import Seeds, train
 from fedrecon.ops.fleet.people import Person
 from fedrecon.v1.coordinator_pb2 import SESSION_KIND_EVALUATE
 from fedrecon.v1.task_pb2 import LocalWork
@@ -38,7 +39,7 @@ class Quality:
 
 
 def evaluate(
-    plan: runtime.Plan,
+    plan: Plan,
     checkpoint_content: bytes,
     vocabularies: Mapping[str, Items],
     work: LocalWork,
@@ -53,17 +54,17 @@ def evaluate(
         work: split, schedules and hyperparameters of the task.
         people: the users; those without a query half are left out.
     """
-    checkpoint = runtime.read_checkpoint(checkpoint_content, plan.manifest)
+    checkpoint = read_checkpoint(checkpoint_content, plan.manifest)
     rules = [rule_of(field) for field in plan.manifest.fields]
-    rows = runtime.rows_in_force(plan.manifest, checkpoint)
+    rows = rows_in_force(plan.manifest, checkpoint)
     totals = dict.fromkeys((metric.name for metric in plan.manifest.metrics), 0.0)
     users = 0
     for person in people:
         examples = map_examples(rules, person.columns, vocabularies, rows)
         seed = hashlib.sha256(person.key.encode()).digest()
         try:
-            result = runtime.train(
-                plan, checkpoint, examples.columns, work, runtime.Seeds(seed, seed, seed), SESSION_KIND_EVALUATE
+            result = train(
+                plan, checkpoint, examples.columns, work, Seeds(seed, seed, seed), SESSION_KIND_EVALUATE
             )
         except TooFewExamplesError:
             continue
