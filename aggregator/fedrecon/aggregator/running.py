@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
-
-import grpc
 
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.device_service import DeviceService
@@ -18,36 +15,17 @@ from fedrecon.aggregator.snapshots import Snapshots
 from fedrecon.aggregator.summing import Storage
 from fedrecon.aggregator.sums_service import SumsService
 from fedrecon.ops.blob_service import BlobService
-from fedrecon.ops.blobs import BlobStore, open_blobs
-from fedrecon.ops.boundary import refuse_as
+from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.clock import Clock, SystemClock
-from fedrecon.ops.durable_files import StorageFull
-from fedrecon.ops.journal import DurabilityRefused, Journal, JournalUnavailable
-from fedrecon.ops.journal.redis import RedisJournal
+from fedrecon.ops.journal import Journal
 from fedrecon.ops.lifecycle import Service
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.storage import connect_journal, open_blob_store
 from fedrecon.v1.aggregator_pb2_grpc import add_AggregatorServicer_to_server, add_SumsServicer_to_server
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 
 _TIDY_MILLISECONDS = 1_000
 _HOUR_MILLISECONDS = 3_600_000
-
-refuse_as(
-    JournalUnavailable,
-    grpc.StatusCode.UNAVAILABLE,
-    "JOURNAL_UNAVAILABLE",
-    "The journal does not answer.",
-    "Try again; if it lasts, the operator looks at Redis.",
-    retry_milliseconds=(1_000, 10_000),
-)
-refuse_as(
-    StorageFull,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "STORAGE_FULL",
-    "The disk is full: nothing was kept.",
-    "Free space or enlarge the disk, then try again.",
-    retry_milliseconds=(10_000, 60_000),
-)
 
 
 async def start(service: Service[AggregatorSettings]) -> None:
@@ -62,9 +40,9 @@ async def start(service: Service[AggregatorSettings]) -> None:
     _key(settings.round_token_key_bytes, "FEDRECON_ROUND_TOKEN_KEY", "is the one that the coordinator signs with")
     snapshots = await asyncio.to_thread(Snapshots, settings.folder, seal_key)
     service.resources.callback(snapshots.close)
-    journal = await _connect(settings)
+    journal = await connect_journal(settings)
     service.resources.push_async_callback(journal.close)
-    blobs = await asyncio.to_thread(_open_blobs, settings.blobs_place)
+    blobs = await open_blob_store(settings)
     await assemble(service, journal, snapshots, blobs, SystemClock())
 
 
@@ -100,27 +78,6 @@ async def _tidy(attempts: Attempts, clock: Clock) -> None:
     while True:
         await clock.sleep_until(clock.now_milliseconds() + _TIDY_MILLISECONDS)
         await attempts.tidy()
-
-
-async def _connect(settings: AggregatorSettings) -> Journal:
-    if not settings.redis_url:
-        raise UserMistake(
-            "FEDRECON_REDIS_URL is not set: the aggregator has no journal.",
-            "Name a Redis or Valkey, or run `fedrecon up`, which brings its own.",
-        )
-    try:
-        return await RedisJournal.connect(
-            settings.redis_url, accepted_loss=settings.redis_durability == "accepted-loss"
-        )
-    except DurabilityRefused as error:
-        raise UserMistake(f"FEDRECON_REDIS_URL: {error}.", "See the text above.") from error
-
-
-def _open_blobs(place: str | Path) -> BlobStore:
-    try:
-        return open_blobs(place)
-    except (ValueError, ImportError) as error:
-        raise UserMistake(f"FEDRECON_BLOBS_URL: {error}.", "Name a folder or an object store.") from error
 
 
 def _key(key: bytes | None, variable: str, purpose: str) -> bytes:

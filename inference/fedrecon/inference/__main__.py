@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,8 +9,8 @@ from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.service import InferenceService
 from fedrecon.inference.settings import InferenceSettings
 from fedrecon.ops.blob_service import BlobService
-from fedrecon.ops.blobs import open_blobs
 from fedrecon.ops.lifecycle import Service, run_service
+from fedrecon.ops.storage import open_blob_store
 from fedrecon.ops.tls import open_service_channel
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
@@ -21,7 +20,7 @@ from fedrecon.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 async def start(service: Service[InferenceSettings]) -> None:
     """Opens the blobs, follows the coordinator's tasks, and answers."""
     settings = service.settings
-    blobs = await asyncio.to_thread(open_blobs, settings.blobs_place)
+    blobs = await open_blob_store(settings)
     # Exports have a thread of their own: users never wait for one.
     exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
     recommending = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")

@@ -1,0 +1,52 @@
+"""Opens what services keep things in: the journal and the blobs that the settings name.
+
+What a person can mend is said as a `UserMistake` with the variable's name; a store that only does not answer is an
+error of its own, since it may come back by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fedrecon.ops.blobs import BlobStore, open_blobs
+from fedrecon.ops.journal import DurabilityRefused
+from fedrecon.ops.journal.redis import RedisJournal
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.settings import Settings
+
+
+async def connect_journal(settings: Settings) -> RedisJournal:
+    """Connect to the journal.
+
+    Args:
+        settings: Name its Redis or Valkey, and say whether losses are accepted.
+
+    Raises:
+        UserMistake: None is named, or it may lose what it acknowledges.
+        JournalUnavailable: It does not answer.
+    """
+    if not settings.redis_url:
+        raise UserMistake(
+            "FEDRECON_REDIS_URL is not set: the journal is kept there.",
+            "Name a Redis or Valkey, or start the whole stack with `fedrecon up`, which brings its own.",
+        )
+    is_accepted = settings.redis_durability == "accepted-loss"
+    try:
+        return await RedisJournal.connect(settings.redis_url, accepted_loss=is_accepted)
+    except DurabilityRefused as error:
+        raise UserMistake(f"FEDRECON_REDIS_URL: {error}.", "See the text above.") from error
+
+
+async def open_blob_store(settings: Settings) -> BlobStore:
+    """Open the blobs, without holding up the event loop.
+
+    Args:
+        settings: Name the folder or object store.
+
+    Raises:
+        UserMistake: It is of a kind that cannot keep blobs, or needs a package that is not installed.
+    """
+    try:
+        return await asyncio.to_thread(open_blobs, settings.blobs_place)
+    except (ValueError, ImportError) as error:
+        raise UserMistake(f"FEDRECON_BLOBS_URL: {error}.", "Name a folder or an object store.") from error
