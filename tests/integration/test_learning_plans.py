@@ -25,7 +25,6 @@ from fedrecon.learning.models.personal_network import personal_network
 from fedrecon.learning.planning import CompiledPlan, PlanError, compile_plan, read_bundle, verify_plan
 from fedrecon.learning.planning.graphs import compile_graphs, predict, touch
 from fedrecon.learning.planning.inspection import inspect
-from fedrecon.learning.planning.values import graph_names
 from fedrecon.learning.planning.verification import levels, open_graph, verify
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
 from fedrecon.learning.simulation import Steps, client_update
@@ -34,7 +33,7 @@ from fedrecon.v1.plan_pb2 import Vocabulary
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import schedules
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.manifests import initial_locals
+from fedrecon.wire.manifests import initial_locals, role_names
 from fedrecon.wire.tensors import read_safetensors
 
 Arrays = dict[str, NDArray[Any]]
@@ -60,7 +59,7 @@ class Compiled:
 
     def run(self, graph: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs a graph at the default level, feeding what the manifest names from `tensors`."""
-        message = next(each for each in self.plan.manifest.graphs if graph_names[each.role] == graph)
+        message = next(each for each in self.plan.manifest.graphs if role_names[each.role] == graph)
         content = read_bundle(self.plan.path).blobs[message.blob.digest]
         inputs = {value.name: tensors[value.name].numpy() for value in message.inputs}
         outputs = open_graph(graph, content, levels[0][1])(graph, inputs)

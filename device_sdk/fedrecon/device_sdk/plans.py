@@ -64,7 +64,7 @@ def _load(digest: bytes, manifest_content: bytes, blob: Callable[[bytes], bytes]
         raise UnusablePlanError(str(error)) from error
     graphs = {}
     for graph in manifest.graphs:
-        name = plan_pb2.GraphRole.Name(graph.role).removeprefix("GRAPH_ROLE_").lower()
+        name = manifests.role_names.get(graph.role, str(graph.role))
         runnable = runnable_graph(blob(graph.blob.digest), f"{manifest.name}/{name}", graph.blob.digest)
         graphs[int(graph.role)] = (graph, runnable)
     return Plan(digest, manifest, graphs)

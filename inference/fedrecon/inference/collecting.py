@@ -17,6 +17,7 @@ from fedrecon.inference.bundles import (
 from fedrecon.inference.verifying import Exported, export_proved
 from fedrecon.ops.admin_client import BULK_SECONDS, CALL_SECONDS, find_targets, open_admin, open_sync_channel
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.plan_folders import blob_file, manifest_file
 from fedrecon.v1.admin_pb2 import GetTaskRequest, ListCheckpointsRequest
 from fedrecon.v1.blobs_pb2 import FetchRequest
 from fedrecon.v1.blobs_pb2_grpc import BlobsStub
@@ -95,10 +96,10 @@ def export_from_folder(plan: Path, checkpoint: Path | None) -> Exported:
     """
 
     def fetch(blob: BlobReference) -> bytes:
-        return (plan / "blobs" / blob.digest.hex()).read_bytes()
+        return blob_file(plan, blob.digest).read_bytes()
 
     try:
-        bundle = read_bundle((plan / "manifest.json").read_bytes(), fetch)
+        bundle = read_bundle(manifest_file(plan).read_bytes(), fetch)
         initial = bundle.manifest.initial_checkpoint
         content = fetch_verified(initial, "checkpoint", fetch) if checkpoint is None else checkpoint.read_bytes()
         items = fetch_verified(bundle.vocabulary({}), "vocabulary", fetch)

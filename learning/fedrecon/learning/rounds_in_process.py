@@ -26,7 +26,8 @@ from fedrecon.coordinator.specs import Prepared, prepare
 from fedrecon.device_sdk.material import Material, make_report
 from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint
 from fedrecon.device_sdk.runtime import Seeds
-from fedrecon.learning.planning.bundle import MANIFEST, read_bundle
+from fedrecon.learning.planning.bundle import read_bundle
+from fedrecon.ops.plan_folders import manifest_file
 from fedrecon.v1.aggregator_pb2 import OpenRequest
 from fedrecon.v1.common_pb2 import RoundKey
 from fedrecon.v1.coordinator_pb2 import SESSION_KIND_TRAIN, Assignment
@@ -106,7 +107,7 @@ def open_plan(directory: Path) -> RunnablePlan:
     """
     bundle = read_bundle(directory)
     return RunnablePlan(
-        plan=load_plan((directory / MANIFEST).read_bytes(), bundle.blobs.__getitem__),
+        plan=load_plan(manifest_file(directory).read_bytes(), bundle.blobs.__getitem__),
         vocabularies={
             name: read_vocabulary(bundle.blobs[reference.digest])
             for name, reference in bundle.manifest.vocabularies.items()

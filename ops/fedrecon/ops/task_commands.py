@@ -6,22 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from google.protobuf import json_format
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from fedrecon.ops.admin_client import CALL_SECONDS, open_admin, put_blob
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.plan_folders import blob_file, manifest_file, signature_file
 from fedrecon.ops.printing import as_dict, print_json
 from fedrecon.ops.task_specs import build_spec
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.common_pb2 import BlobReference
-from fedrecon.v1.plan_pb2 import PlanSignature
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_TRUSTED, TaskSpec
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.manifests import MalformedPlanError, read_manifest
+from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, blobs_of, read_manifest, read_signature
 
 task = typer.Typer(help="Create and steer tasks.", no_args_is_help=True)
 
@@ -59,18 +58,16 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
         UserMistake: The folder is not a plan, or a part of it is damaged.
     """
     try:
-        content = (plan / "manifest.json").read_bytes()
+        content = manifest_file(plan).read_bytes()
         manifest = read_manifest(content)
-        signature = json_format.Parse((plan / "signature.json").read_bytes(), PlanSignature())
+        signature = read_signature(signature_file(plan).read_bytes())
     except OSError as error:
         raise UserMistake(f"{plan} is no plan: {_unreadable(error)}.", "`fedrecon plan compile` makes one.") from error
     except MalformedPlanError as error:
         raise UserMistake(f"{plan} is no plan for this version: {error}.", "Compile the plan again.") from error
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        problem = str(error).rstrip(".")
-        raise UserMistake(f"{plan / 'signature.json'} is damaged: {problem}.", "Compile the plan again.") from error
-    parts = [graph.blob for graph in manifest.graphs]
-    parts += [manifest.initial_checkpoint, manifest.recorded_answers, *manifest.vocabularies.values()]
+    except BadSignatureError as error:
+        raise UserMistake(f"{signature_file(plan)} is damaged: {error}.", "Compile the plan again.") from error
+    parts = [part for _, part in blobs_of(manifest)]
     # All are looked at before the first is stored: a plan that is not whole leaves nothing behind.
     for part in parts:
         _read_part(plan, part)
@@ -84,7 +81,7 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
 
 
 def _read_part(plan: Path, part: BlobReference) -> bytes:
-    path = plan / "blobs" / part.digest.hex()
+    path = blob_file(plan, part.digest)
     try:
         content = path.read_bytes()
     except OSError as error:

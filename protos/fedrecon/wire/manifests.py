@@ -6,7 +6,7 @@ A manifest is signed and named by the exact bytes of its JSON form, so it is nev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from fedrecon.v1 import plan_pb2
+from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Parameter, PlanSignature
 from fedrecon.v1.task_pb2 import SecureSum
 from fedrecon.wire import keystream
@@ -25,6 +26,9 @@ from fedrecon.wire.tensors import numpy_types
 
 PLAN_FORMATS = (1,)
 SIGNING_DOMAIN = b"fedrecon plan 1"
+
+role_names = {number: name.removeprefix("GRAPH_ROLE_").lower() for name, number in plan_pb2.GraphRole.items()}
+"""Roles of graphs as words: `reconstruct`."""
 
 
 class MalformedPlanError(ValueError):
@@ -64,6 +68,18 @@ def sign_plan(plan_digest: bytes, key: Ed25519PrivateKey) -> PlanSignature:
     return PlanSignature(publisher_key=public, signature=key.sign(SIGNING_DOMAIN + plan_digest))
 
 
+def read_signature(content: bytes) -> PlanSignature:
+    """Returns the signature of `signature.json`; `verify_plan` says whether it is right.
+
+    Raises:
+        BadSignatureError: it is no signature.
+    """
+    try:
+        return json_format.Parse(content, PlanSignature())
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise BadSignatureError(f"the signature cannot be read: {str(error).rstrip('.')}") from error
+
+
 def verify_plan(plan_digest: bytes, signature: PlanSignature) -> None:
     """Raises unless the signature is its publisher's word for this plan.
 
@@ -89,6 +105,16 @@ def graph_of(manifest: Manifest, role: plan_pb2.GraphRole.ValueType) -> plan_pb2
         if graph.role == role:
             return graph
     raise MalformedPlanError(f"plan {manifest.name!r} has no graph of role {plan_pb2.GraphRole.Name(role)}")
+
+
+def blobs_of(manifest: Manifest) -> Iterator[tuple[str, BlobReference]]:
+    """Yields every blob that a manifest names, with a name for people."""
+    for graph in manifest.graphs:
+        yield f"graph {role_names.get(graph.role, graph.role)}", graph.blob
+    yield "initial checkpoint", manifest.initial_checkpoint
+    for name in sorted(manifest.vocabularies):
+        yield f"vocabulary {name}", manifest.vocabularies[name]
+    yield "recorded answers", manifest.recorded_answers
 
 
 def local_parameters(manifest: Manifest) -> list[Parameter]:

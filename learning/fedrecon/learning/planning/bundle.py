@@ -1,9 +1,5 @@
 """A plan on disk: a folder that is whole or not there.
 
-    DIRECTORY/manifest.json     the manifest; the digest of exactly these bytes is the plan's
-    DIRECTORY/signature.json    the publisher's word for it
-    DIRECTORY/blobs/SHA256      graphs, checkpoint, vocabularies, recorded answers, each under its own digest
-
 Rules: a bundle is written to a temporary folder beside its place, synced, and renamed; a folder that is already
 there is never touched; reading checks every digest and the signature.
 """
@@ -13,20 +9,25 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import json_format
 
-from fedrecon.learning.planning.values import PlanError, graph_names
-from fedrecon.v1 import common_pb2, plan_pb2
+from fedrecon.learning.planning.values import PlanError
+from fedrecon.ops.durable_files import sync_folder
+from fedrecon.ops.plan_folders import blob_file, blobs_folder, manifest_file, signature_file
+from fedrecon.v1 import plan_pb2
 from fedrecon.wire.digests import DigestMismatchError, digest_of, verify_digest
-from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, read_manifest, verify_plan
-
-MANIFEST = "manifest.json"
-SIGNATURE = "signature.json"
-BLOBS = "blobs"
+from fedrecon.wire.manifests import (
+    BadSignatureError,
+    MalformedPlanError,
+    blobs_of,
+    read_manifest,
+    read_signature,
+    verify_plan,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +68,19 @@ def write_bundle(
     except OSError as error:
         raise PlanError(f"cannot write a plan to {directory}: {error.strerror}") from error
     try:
-        (partial / BLOBS).mkdir()
+        blobs_folder(partial).mkdir()
         for digest, content in blobs.items():
-            _write(partial / BLOBS / digest.hex(), content)
+            _write(blob_file(partial, digest), content)
         text = json_format.MessageToJson(signature, preserving_proto_field_name=True, sort_keys=True)
-        _write(partial / SIGNATURE, f"{text}\n".encode())
-        _write(partial / MANIFEST, manifest)
+        _write(signature_file(partial), f"{text}\n".encode())
+        _write(manifest_file(partial), manifest)
         # A temporary folder is its owner's alone; a plan holds nothing secret.
         partial.chmod(0o755)
-        _sync_folder(partial / BLOBS)
-        _sync_folder(partial)
+        sync_folder(blobs_folder(partial))
+        sync_folder(partial)
         refuse_existing(directory)
         partial.rename(directory)
-        _sync_folder(directory.parent)
+        sync_folder(directory.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise PlanError(f"cannot write a plan to {directory}: {error.strerror}") from error
@@ -104,23 +105,20 @@ def read_bundle(directory: Path) -> Bundle:
     Raises:
         PlanError: a file is missing or damaged, or the signature is wrong.
     """
-    content = _read(directory / MANIFEST)
+    content = _read(manifest_file(directory))
     digest = digest_of(content)
     try:
         manifest = read_manifest(content)
     except MalformedPlanError as error:
-        raise PlanError(f"{directory / MANIFEST}: {error}") from error
+        raise PlanError(f"{manifest_file(directory)}: {error}") from error
     try:
-        signature = json_format.Parse(_read(directory / SIGNATURE), plan_pb2.PlanSignature())
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise PlanError(f"{directory / SIGNATURE} is no signature: {error}") from error
-    try:
+        signature = read_signature(_read(signature_file(directory)))
         verify_plan(digest, signature)
     except BadSignatureError as error:
-        raise PlanError(f"{directory / SIGNATURE}: {error}") from error
+        raise PlanError(f"{signature_file(directory)}: {error}") from error
     blobs: dict[bytes, bytes] = {}
-    for what, reference in references(manifest):
-        path = directory / BLOBS / reference.digest.hex()
+    for what, reference in blobs_of(manifest):
+        path = blob_file(directory, reference.digest)
         blob = _read(path)
         try:
             verify_digest(blob, reference.digest, f"{what} ({path})")
@@ -128,16 +126,6 @@ def read_bundle(directory: Path) -> Bundle:
             raise PlanError(f"the plan is damaged: {error}") from error
         blobs[reference.digest] = blob
     return Bundle(digest, manifest, signature, blobs)
-
-
-def references(manifest: plan_pb2.Manifest) -> Iterator[tuple[str, common_pb2.BlobReference]]:
-    """Yields every blob that a manifest names, with a name for people."""
-    for graph in manifest.graphs:
-        yield f"graph {graph_names.get(graph.role, graph.role)}", graph.blob
-    yield "initial checkpoint", manifest.initial_checkpoint
-    for name in sorted(manifest.vocabularies):
-        yield f"vocabulary {name}", manifest.vocabularies[name]
-    yield "recorded answers", manifest.recorded_answers
 
 
 def _read(path: Path) -> bytes:
@@ -152,12 +140,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,11 +16,11 @@ from fedrecon.learning.planning.bundle import Bundle, read_bundle, refuse_existi
 from fedrecon.learning.planning.graphs import compile_graphs
 from fedrecon.learning.planning.inspection import inspect
 from fedrecon.learning.planning.manifest import Blobs, build_manifest
-from fedrecon.learning.planning.values import PlanError, graph_names
+from fedrecon.learning.planning.values import PlanError
 from fedrecon.learning.planning.verification import Arrays, compare, levels, open_graph, verify
 from fedrecon.v1 import plan_pb2
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.manifests import sign_plan, write_manifest
+from fedrecon.wire.manifests import role_names, sign_plan, write_manifest
 from fedrecon.wire.tensors import read_safetensors
 
 
@@ -102,7 +102,7 @@ def verify_plan(directory: Path) -> Verification:
         case, graph_name, kind, name = path.split("/", 3)
         inputs, outputs = cases.setdefault((case, graph_name), ({}, {}))
         (inputs if kind == "input" else outputs)[name] = array
-    graphs = {graph_names[graph.role]: bundle.blobs[graph.blob.digest] for graph in bundle.manifest.graphs}
+    graphs = {role_names[graph.role]: bundle.blobs[graph.blob.digest] for graph in bundle.manifest.graphs}
     missing = set(graphs) - {graph_name for _, graph_name in cases}
     if missing:
         raise PlanError(f"the plan records no answers for {', '.join(sorted(missing))}")

@@ -21,10 +21,11 @@ from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning import functions, values
 from fedrecon.learning.planning.export import IR_VERSION, OPSET, element_types, export
 from fedrecon.learning.planning.loops import split_loop
-from fedrecon.learning.planning.values import Value, graph_names
+from fedrecon.learning.planning.values import Value
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.plan_pb2 import GraphRole
+from fedrecon.wire.manifests import role_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class PlanGraph:
     @property
     def name(self) -> str:
         """The graph's name in files and errors, for example `reconstruct`."""
-        return graph_names[self.role]
+        return role_names[self.role]
 
 
 def compile_graphs(model: FederatedModel) -> tuple[PlanGraph, ...]:
@@ -222,7 +223,7 @@ def _finish(
     used = _names_read(nodes)
     taken = tuple(value for value in inputs if value.name in used)
     graph = helper.make_graph(
-        nodes, graph_names[role], [_declare(value) for value in taken], [_declare(value) for value in outputs]
+        nodes, role_names[role], [_declare(value) for value in taken], [_declare(value) for value in outputs]
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="fedrecon"

@@ -16,19 +16,11 @@ import torch
 from fedrecon.learning.model import FederatedModel, Field
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, UPDATE_RATE
 from fedrecon.v1 import plan_pb2
-from fedrecon.v1.plan_pb2 import GraphRole, GraphValue, ValueSource
+from fedrecon.v1.plan_pb2 import GraphValue, ValueSource
 
 Extent = int | str
 
 PER_STEP = frozenset({RECONSTRUCT_RATE, UPDATE_RATE})
-
-graph_names: dict[GraphRole.ValueType, str] = {
-    plan_pb2.GRAPH_ROLE_TOUCH: "touch",
-    plan_pb2.GRAPH_ROLE_RECONSTRUCT: "reconstruct",
-    plan_pb2.GRAPH_ROLE_UPDATE: "update",
-    plan_pb2.GRAPH_ROLE_PREDICT: "predict",
-    plan_pb2.GRAPH_ROLE_EVALUATE: "evaluate",
-}
 
 
 class PlanError(ValueError):

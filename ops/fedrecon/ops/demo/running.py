@@ -34,6 +34,7 @@ from fedrecon.ops.fleet.evaluation import evaluate
 from fedrecon.ops.fleet.people import ITEM, RATING, People, Person, people_of, user_mean_rmse
 from fedrecon.ops.fleet.running import VANISHED, Fleet
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.plan_folders import blob_file, manifest_file
 from fedrecon.ops.round_commands import SHOWN_ROUNDS
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import Stack
@@ -255,9 +256,9 @@ class _Observer:
         self._blobs = stack.home / "blobs"
 
         def part(digest: bytes) -> bytes:
-            return (plan_folder / "blobs" / digest.hex()).read_bytes()
+            return blob_file(plan_folder, digest).read_bytes()
 
-        self._plan = load_plan((plan_folder / "manifest.json").read_bytes(), part)
+        self._plan = load_plan(manifest_file(plan_folder).read_bytes(), part)
         named = self._plan.manifest.vocabularies.items()
         self._vocabularies: dict[str, Items] = {name: read_vocabulary(part(blob.digest)) for name, blob in named}
 
