@@ -32,6 +32,7 @@ class Town:
 
     stack: Stack
     people: People
+    authority: bytes | None = None
     participations: list[Participation] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
     dropouts: int = 0
@@ -58,6 +59,7 @@ class Town:
                 awake=awake,
                 seed=1,
                 cache_folder=self.stack.home / "devices",
+                authority=self.authority,
                 entropy=self.recording.entropy,
             )
             work = asyncio.create_task(fleet.run(stopping, self._note))

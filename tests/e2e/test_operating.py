@@ -1,0 +1,116 @@
+"""What an operator does with a running stack: the commands, what they print, metrics, health, TLS."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fedrecon.ops.command import main
+from fedrecon.ops.fleet.people import People
+from fedrecon.ops.settings import Settings
+from fedrecon.ops.stack import Stack
+from fedrecon.v1 import admin_pb2 as admin
+from support.authority import make_authority
+from support.town import DEFAULTS, TASK, Town
+
+METRICS = {
+    "aggregator": ("fedrecon_reports_total", "fedrecon_report_bytes_count"),
+    "coordinator": ("fedrecon_check_ins_total", "fedrecon_rounds_total", "fedrecon_round_current"),
+    "inference": ("fedrecon_export_total",),
+}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    """Run a command that prints JSON, as a person does, and return what it printed."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_task_is_steered_by_commands(
+    town: Town, plan_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDRECON_HOME", str(town.stack.home))
+    settings = [part for value in DEFAULTS for part in ("--set", value)]
+    (created,) = run(capsys, "task", "create", TASK, "--plan", str(plan_folder), *settings)
+    assert created["state"] == "TASK_STATE_RUNNING"
+    (paused,) = run(capsys, "task", "pause", TASK, "--reason", "to look")
+    assert paused["state"] == "TASK_STATE_PAUSED"
+    town.wake(dropout=0.1)
+    (resumed,) = run(capsys, "task", "resume", TASK)
+    assert resumed["state"] == "TASK_STATE_RUNNING"
+    states = run(capsys, "rounds", "watch", TASK)
+    assert states[-1]["state"] == "TASK_STATE_COMPLETED"
+    assert [int(state["committed"]) for state in states] == sorted(int(state["committed"]) for state in states)
+    (listed,) = run(capsys, "rounds", "list", TASK)
+    committed = [each for each in listed["rounds"] if each["phase"] == "ROUND_PHASE_COMMITTED"]
+    assert [int(each["key"]["round"]) for each in committed] == [4, 3, 2, 1]
+    (why,) = run(capsys, "rounds", "why", TASK, "2")
+    assert "opened from checkpoint" in why["story"][0]
+    assert any("Committed checkpoint" in sentence for sentence in why["story"])
+    (tasks,) = run(capsys, "task", "list")
+    assert [each["spec"]["name"] for each in tasks["tasks"]] == [TASK]
+    (shown,) = run(capsys, "task", "show", TASK)
+    assert shown["committed"] == "4"
+    assert_metrics_tell(town)
+    assert_every_service_is_healthy(town)
+
+
+def test_a_cancelled_task_gives_no_more_rounds(
+    town: Town, plan_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDRECON_HOME", str(town.stack.home))
+    town.create_task(plan_folder, "rounds.maximum_rounds=0")
+    town.wake()
+    town.wait_until(lambda task: task.committed >= 1)
+    (cancelled,) = run(capsys, "task", "cancel", TASK, "--reason", "enough")
+    assert cancelled["state"] == "TASK_STATE_CANCELLED"
+    ended = town.wait_until(
+        lambda task: task.round.phase in {admin.ROUND_PHASE_COMMITTED, admin.ROUND_PHASE_ABANDONED}, seconds=30
+    )
+    town.sleep()
+    assert town.task().committed == ended.committed
+
+
+def assert_metrics_tell(town: Town) -> None:
+    for name, expected in METRICS.items():
+        address = town.stack.roles[name].metrics_address
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode()
+        for metric in expected:
+            assert any(line.startswith(metric) for line in text.splitlines()), f"{name} does not tell {metric}"
+        assert "session=" not in text
+        assert "device=" not in text
+
+
+def assert_every_service_is_healthy(town: Town) -> None:
+    for role in town.stack.roles.values():
+        with grpc.insecure_channel(role.address) as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_rounds_run_over_tls(
+    tmp_path: Path, people: People, plan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = make_authority("fedrecon test authority")
+    trusted = authority.write(tmp_path / "authority.pem")
+    certificate, key = authority.issue(tmp_path, "services")
+    monkeypatch.setenv("FEDRECON_TLS_CERTIFICATE", str(certificate))
+    monkeypatch.setenv("FEDRECON_TLS_KEY", str(key))
+    monkeypatch.setenv("FEDRECON_TLS_SERVER_AUTHORITY", str(trusted))
+    with Stack(Settings(home=tmp_path / "home")) as stack:
+        town = Town(stack, people, authority=trusted.read_bytes())
+        town.create_task(plan_folder, "rounds.maximum_rounds=1")
+        town.wake()
+        try:
+            town.wait_until(lambda task: task.state == admin.TASK_STATE_COMPLETED)
+        finally:
+            town.sleep()
+        with grpc.insecure_channel(stack.roles["coordinator"].address) as plain, pytest.raises(grpc.RpcError):
+            health_pb2_grpc.HealthStub(plain).Check(health_pb2.HealthCheckRequest(), timeout=3)
