@@ -21,7 +21,7 @@ from fedrecon.wire.chunks import cut
 CALL_SECONDS = 30.0
 BULK_SECONDS = 600.0
 WATCH_SECONDS = 24 * 3600.0
-_ANSWER_SECONDS = 5.0
+_ANSWER_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import psutil
 
-from fedrecon.ops.durable_files import write_durably
+from fedrecon.ops.durable_files import sync_folder, write_durably
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import KEY_BYTES, Settings
@@ -39,6 +39,7 @@ from fedrecon.ops.stack_refusals import (
 )
 
 STACK_FILE = "stack.json"
+KEYS_FILE = "keys.json"
 _CALLS: dict[str, tuple[str, ...]] = {"aggregator": (), "coordinator": ("aggregator",), "inference": ("coordinator",)}
 """Whom each service calls."""
 
@@ -130,7 +131,7 @@ class Stack:
             for name in ROLES:
                 self._start_role(self.roles[name])
             self._write_stack_file()
-        except PermissionError as error:
+        except OSError as error:
             self.stop()
             raise unwritable_home(self.home, error) from error
         except BaseException:
@@ -313,15 +314,36 @@ def _stop_leftovers(path: Path) -> None:
 
 def _keys(home: Path, settings: Settings) -> dict[str, str]:
     """Return variables with the keys that the settings lack; made once, kept in the home, readable by its owner."""
-    path = home / "keys.json"
+    path = home / KEYS_FILE
     try:
         kept: dict[str, str] = json.loads(path.read_text())
     except FileNotFoundError:
         kept = {name: secrets.token_hex(KEY_BYTES) for name in ("FEDRECON_SEAL_KEY", "FEDRECON_ROUND_TOKEN_KEY")}
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(kept, file)
+        _write_secret(path, json.dumps(kept))
+    except ValueError as error:
+        raise UserMistake(
+            f"{path} is damaged: it holds no JSON.",
+            "Restore it from a copy. Without one remove it: new keys are made, and what was sealed with the old ones "
+            "cannot be read any more.",
+        ) from error
     if settings.seal_key_bytes is not None:
         kept.pop("FEDRECON_SEAL_KEY", None)
     if settings.round_token_key_bytes is not None:
         kept.pop("FEDRECON_ROUND_TOKEN_KEY", None)
     return kept
+
+
+def _write_secret(path: Path, content: str) -> None:
+    """Write a file that its owner alone may read, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
