@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,14 @@ class MappedExamples:
         examples: how many are left.
         unknown_keys: keys that no vocabulary knows, each once; their examples are left out.
         left_out: examples that are not in `columns`.
+        unfit: for people, what else left examples out: numbers outside the limits of a field.
     """
 
     columns: dict[str, NDArray[Any]]
     examples: int
     unknown_keys: tuple[str, ...]
     left_out: int
+    unfit: tuple[str, ...] = ()
 
 
 def map_examples(
@@ -95,6 +97,7 @@ def map_examples(
     usable = np.ones(count, dtype=bool)
     mapped: dict[str, NDArray[Any]] = {}
     unknown: dict[str, None] = {}
+    unfit: list[str] = []
     for rule in rules:
         column = columns.get(rule.name) if count else np.zeros((0, *rule.shape))
         if column is None:
@@ -109,6 +112,9 @@ def map_examples(
             unknown.update(dict.fromkeys(str(key) for key, here in zip(column, known, strict=True) if not here))
         else:
             values, known = _numbers(rule, column, count)
+            if not known.all():
+                limits = f"not within {rule.limits[0]:g} to {rule.limits[1]:g}" if rule.limits else "not finite"
+                unfit.append(f"{rule.name} is {limits} in {count - int(known.sum())} of {count} examples")
         usable &= known
         mapped[rule.name] = values.astype(rule.dtype)
     kept = int(usable.sum())
@@ -117,6 +123,7 @@ def map_examples(
         examples=kept,
         unknown_keys=tuple(unknown),
         left_out=count - kept,
+        unfit=tuple(unfit),
     )
 
 
@@ -140,9 +147,9 @@ def newest(examples: MappedExamples, maximum: int) -> MappedExamples:
     """Returns the newest examples, at most `maximum` of them; 0 means all."""
     if not maximum or examples.examples <= maximum:
         return examples
-    return MappedExamples(
+    return replace(
+        examples,
         columns={name: values[-maximum:] for name, values in examples.columns.items()},
         examples=maximum,
-        unknown_keys=examples.unknown_keys,
         left_out=examples.left_out + examples.examples - maximum,
     )

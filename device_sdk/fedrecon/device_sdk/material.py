@@ -103,8 +103,9 @@ def make_report(assignment: Assignment, material: Material, examples: ExampleSou
     rows = rows_in_force(manifest, material.checkpoint)
     mapped = newest(map_examples(rules, examples.columns(), material.vocabularies, rows), work.maximum_examples)
     if mapped.examples < max(work.minimum_examples, 1):
+        why = "".join(f"; {reason}" for reason in mapped.unfit)
         raise TooFewExamplesError(
-            f"{mapped.examples} examples are known to the model; the task needs {max(work.minimum_examples, 1)}"
+            f"the model can use {mapped.examples} examples; the task needs {max(work.minimum_examples, 1)}{why}"
         )
     result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
     layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
