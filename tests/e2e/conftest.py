@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factorization
-from fedrecon.learning.planning import compile_plan
-from fedrecon.learning.reconstruction import Ridge
 from fedrecon.ops.fleet.people import People, people_of
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack import Stack
-from fedrecon.v1.plan_pb2 import Vocabulary
+from support.compiled_films import compile_films
 from support.town import RATINGS, Town
 
 
@@ -26,10 +22,7 @@ def people() -> People:
 @pytest.fixture(scope="session")
 def plan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan") / "plan"
-    model = matrix_factorization(len(RATINGS.item_keys), 4, mean=3.6, bias=True, reconstruction=Ridge("rating"))
-    vocabulary = Vocabulary(name=ITEMS, version=1, keys=RATINGS.item_keys, titles=RATINGS.titles)
-    compile_plan(model, {ITEMS: vocabulary}, Ed25519PrivateKey.generate(), folder, seed=0)
-    return folder
+    return compile_films("ridge", RATINGS.item_keys, 4, folder, titles=RATINGS.titles).folder
 
 
 @pytest.fixture

@@ -25,10 +25,12 @@ class Films:
     runnable: RunnablePlan
 
 
-def compile_films(reconstruction: str, keys: Sequence[str], factors: int, folder: Path) -> Films:
+def compile_films(
+    reconstruction: str, keys: Sequence[str], factors: int, folder: Path, titles: Sequence[str] = ()
+) -> Films:
     model = matrix_factorization(
         len(keys), factors, mean=3.6, bias=True, reconstruction=RECONSTRUCTIONS[reconstruction]
     )
-    vocabulary = Vocabulary(name=ITEMS, version=1, keys=keys, titles=keys)
+    vocabulary = Vocabulary(name=ITEMS, version=1, keys=keys, titles=titles or keys)
     compile_plan(model, {ITEMS: vocabulary}, Ed25519PrivateKey.generate(), folder)
     return Films(model, folder, open_plan(folder))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedrecon.datasets import alternate_batches, cap_ratings, split_users
+from fedrecon.datasets import cap_ratings, split_users
 
 
 def test_the_split_of_movielens_1m_is_the_papers() -> None:
@@ -37,16 +37,3 @@ def test_the_cap_keeps_a_fixed_shuffle_of_each_user() -> None:
 def test_few_ratings_are_all_kept() -> None:
     assert sorted(cap_ratings(20, user=1).tolist()) == list(range(20))
     assert len(cap_ratings(0, user=1)) == 0
-
-
-@pytest.mark.parametrize("examples", [0, 1, 5, 6, 10, 23, 300])
-def test_support_and_query_are_disjoint_and_together_all(examples: int) -> None:
-    support, query = alternate_batches(examples)
-    assert not set(support.tolist()) & set(query.tolist())
-    assert sorted([*support.tolist(), *query.tolist()]) == list(range(examples))
-
-
-def test_batches_go_by_turns_to_support_and_query() -> None:
-    support, query = alternate_batches(23)
-    assert support.tolist() == [*range(5), *range(10, 15), *range(20, 23)]
-    assert query.tolist() == [*range(5, 10), *range(15, 20)]

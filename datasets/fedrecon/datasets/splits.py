@@ -1,11 +1,11 @@
-"""Who is trained on, and which of a user's ratings are support and which are query: the paper's fixed protocol.
+"""Who is trained on, and which of a user's ratings are kept: the paper's fixed protocol.
 
 Pure functions of counts and seeds, so that simulation, service and benchmark split alike. The generator is numpy's
 legacy `RandomState` (MT19937), whose stream is frozen for good (NEP 19), so a split written today is the split of
 every later version.
 
 Source: Singhal et al. 2021, "Federated Reconstruction", section 5 and appendix C: users 80/10/10, at most 300 ratings
-a user after a fixed shuffle, alternate batches of 5 as support and query.
+a user after a fixed shuffle. Its alternate batches of 5 are `fedrecon.wire.schedules.split`, as devices make them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 SPLIT_SEED = 42
 MOST_RATINGS = 300
-BATCH = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,25 +70,3 @@ def cap_ratings(ratings: int, user: int, seed: int = SPLIT_SEED, most: int = MOS
     order = np.arange(ratings, dtype=np.int64)
     np.random.RandomState([seed, user]).shuffle(order)
     return order[:most]
-
-
-def alternate_batches(examples: int, batch: int = BATCH) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Deal examples, in batches by turns, to the support set and the query set.
-
-    Batches 0, 2, 4, .. are support; 1, 3, 5, .. are query. A client with no more than one batch has no query set.
-
-    Args:
-        examples: How many the client has.
-        batch: Examples in a batch.
-
-    Returns:
-        Support and query positions, `int64`, ascending: disjoint, and together all.
-
-    Example:
-        >>> support, query = alternate_batches(12)
-        >>> support.tolist(), query.tolist()
-        ([0, 1, 2, 3, 4, 10, 11], [5, 6, 7, 8, 9])
-    """
-    positions = np.arange(examples, dtype=np.int64)
-    in_support = positions // batch % 2 == 0
-    return positions[in_support], positions[~in_support]
