@@ -15,9 +15,6 @@ from fedrecon.aggregator.groups import Phase
 from fedrecon.aggregator.secure_sum import InvalidReportError, WrongPhaseError, check_sum
 from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_ONE, TAIL_WEIGHT, FixedPoint, Vector
 
-_LARGEST_METRIC = (1 << 63) - 1
-"""Metric sums are signed 64-bit integers: their total must stay one too."""
-
 
 class TrustedSum:
     """A sum whose parts the aggregator sees. See `SecureSum` for the methods.
@@ -76,7 +73,7 @@ class TrustedSum:
     def _check_metrics(self, report: Vector, weight: int) -> None:
         # Below the clip the weight is the number of examples; at the clip there may be any number of them, and only
         # the room that the sum of all reports has is a bound.
-        room = _LARGEST_METRIC // self._fixed_point.maximum_reports
+        room = self._fixed_point.metric_limit
         clipped = weight == self._fixed_point.maximum_weight
         entries = report.tail[TAIL_METRICS:].view("<i8").tolist()
         for number, (entry, bound) in enumerate(zip(entries, self._fixed_point.metric_bounds, strict=True)):

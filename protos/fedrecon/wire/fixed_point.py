@@ -7,7 +7,8 @@ each element; the tail holds the weight, a one, and the metric sums in 64 bits e
   `qmax = floor((2^(M-1) - 1) / n)`, so a sum of n reports cannot leave the signed range. `u` in [0, 1) is addressed
   by coordinate (`keystream`, purpose `rounding`), so a sparse row and a dense vector round alike; a zero stays zero
   because floor(0 + u) = 0. All of it in float64.
-- tail: `[w, 1, metrics...]` modulo 2^64, metrics as `round(clip(sum, ±n_i * bound) * 2^20)`.
+- tail: `[w, 1, metrics...]` modulo 2^64, metrics as `round(clip(sum, ±n_i * bound) * 2^20)`, and never more than
+  `floor((2^63 - 1) / n)`, so that their sum stays signed, too.
 
 w = min(n_i, W) is the clipped weight. Rounding is stochastic and therefore unbiased: E[floor(x + u)] = x.
 """
@@ -73,11 +74,20 @@ class FixedPoint:
             raise ValueError(f"{self.maximum_reports} reports do not fit a ring of {self.ring_bits} bits")
         if any(segment.elements < 0 or not 0 < segment.bound < float("inf") for segment in self.segments):
             raise ValueError("every segment needs a finite bound > 0 and a length >= 0")
+        if not all(0 < scale < float("inf") for scale in self.scales().tolist()):
+            raise ValueError("a segment's bound is too large or too small: its values cannot be scaled to integers")
+        if not all(0 <= bound < float("inf") for bound in self.metric_bounds):
+            raise ValueError("every metric sum needs a finite bound >= 0")
 
     @property
     def quantum_limit(self) -> int:
         """qmax: the largest absolute integer of one report's body."""
         return int(((1 << (self.ring_bits - 1)) - 1) // self.maximum_reports)
+
+    @property
+    def metric_limit(self) -> int:
+        """The largest absolute integer of one report's metric sum: n of them stay within signed 64 bits."""
+        return ((1 << 63) - 1) // self.maximum_reports
 
     @property
     def elements(self) -> int:
@@ -166,7 +176,9 @@ def quantise(
     for total, bound in zip(metric_sums, fixed_point.metric_bounds, strict=True):
         if not np.isfinite(total):
             raise ValueError("a metric sum is not finite; nothing is reported")
-        tail.append(round(float(np.clip(total, -examples * bound, examples * bound)) * METRIC_SCALE))
+        scaled_sum = float(np.clip(total, -examples * bound, examples * bound)) * METRIC_SCALE
+        limit = fixed_point.metric_limit  # as a float it may be rounded up, and an infinite sum has no integer
+        tail.append(max(-limit, min(limit, round(float(np.clip(scaled_sum, -limit, limit))))))
     return Vector(body, np.array([entry % (1 << 64) for entry in tail], dtype="<u8"))
 
 

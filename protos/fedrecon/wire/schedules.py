@@ -17,6 +17,9 @@ from fedrecon.wire import keystream
 
 Positions = NDArray[np.int64]
 
+LARGEST_ORDER = 1 << 24
+"""Places of all batches together, padding too: 192 MiB. The numbers of a schedule come from the network."""
+
 
 def split(
     examples: int, rule: SplitRule.ValueType, *, batch_size: int, support_fraction: float = 0.5, seed: bytes = bytes(32)
@@ -71,17 +74,22 @@ def order(positions: Positions, schedule: Schedule) -> tuple[NDArray[np.int64], 
         mask: 1 where the order is real, 0 where it is padding, `[steps, batch] float32`.
 
     Raises:
-        ValueError: the batch size is 0.
+        ValueError: the batch size is 0, or all batches together have more than `LARGEST_ORDER` places.
     """
     size = schedule.batch_size
     if size < 1:
         raise ValueError("a schedule needs a batch size of at least 1")
     batches = -(-positions.size // size)
-    padded = np.zeros(batches * size, dtype=np.int64)
-    padded[: positions.size] = positions
-    real = (np.arange(batches * size) < positions.size).astype(np.float32)
     steps = batches * schedule.epochs
     if schedule.maximum_steps:
         steps = min(steps, schedule.maximum_steps)
+    if max(batches, steps) * size > LARGEST_ORDER:
+        raise ValueError(
+            f"{steps} steps of {size} examples are more than {LARGEST_ORDER} places: "
+            "lower the schedule's epochs or batch size, or set maximum_steps"
+        )
+    padded = np.zeros(batches * size, dtype=np.int64)
+    padded[: positions.size] = positions
+    real = (np.arange(batches * size) < positions.size).astype(np.float32)
     which = np.arange(steps) % max(batches, 1)
     return padded.reshape(batches, size)[which], real.reshape(batches, size)[which]

@@ -95,7 +95,7 @@ def read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
         try:
             dtype, shape = type_names[entry["dtype"]], tuple(int(extent) for extent in entry["shape"])
             begin, end = (int(position) for position in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MalformedTensorsError(f"tensor {name}: malformed header entry {entry!r}") from error
         count = math.prod(shape)
         if (
@@ -108,7 +108,8 @@ def read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
                 f"tensor {name}: {list(shape)} {entry['dtype']} does not fit bytes {begin} to {end} of a file with "
                 f"{len(content) - start} bytes of data; the file is cut off or damaged"
             )
-        tensors[name] = np.frombuffer(content, dtype=dtype, count=count, offset=start + begin).reshape(shape)
+        flat = np.frombuffer(content, dtype=dtype, count=count, offset=start + begin)
+        tensors[name] = _shaped(flat, shape, name)
     return tensors
 
 
@@ -124,7 +125,7 @@ def _read_header(content: bytes) -> tuple[dict[str, Any], int]:
         )
     try:
         header = json.loads(content[_LENGTH_BYTES:start])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedTensorsError("the safetensors header is no JSON") from error
     if not isinstance(header, dict):
         raise MalformedTensorsError("the safetensors header is no JSON object")
@@ -158,4 +159,14 @@ def from_message(tensor: Tensor) -> NDArray[Any]:
             f"tensor {tensor.name}: {list(shape)} {dtype} needs {math.prod(shape) * dtype.itemsize} bytes, "
             f"not {len(tensor.data)}"
         )
-    return np.frombuffer(tensor.data, dtype=dtype).reshape(shape)
+    return _shaped(np.frombuffer(tensor.data, dtype=dtype), shape, tensor.name)
+
+
+def _shaped(flat: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    """Returns elements in their shape: their number fits, but not every shape of that number can be held."""
+    try:
+        return flat.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        raise MalformedTensorsError(
+            f"tensor {name}: a shape of {len(shape)} extents cannot be held: {error}"
+        ) from error
