@@ -42,9 +42,9 @@ def test_a_task_is_steered_by_commands(
     assert created["state"] == "TASK_STATE_RUNNING"
     (paused,) = run(capsys, "task", "pause", TASK, "--reason", "to look")
     assert paused["state"] == "TASK_STATE_PAUSED"
-    town.wake(dropout=0.1)
     (resumed,) = run(capsys, "task", "resume", TASK)
     assert resumed["state"] == "TASK_STATE_RUNNING"
+    town.wake(dropout=0.1)
     states = run(capsys, "rounds", "watch", TASK)
     assert states[-1]["state"] == "TASK_STATE_COMPLETED"
     assert [int(state["committed"]) for state in states] == sorted(int(state["committed"]) for state in states)
