@@ -20,9 +20,9 @@ from fedrecon.coordinator import ledger, round_state
 from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.runner import Surroundings
 from fedrecon.coordinator.service import CoordinatorService
 from fedrecon.coordinator.sums import Sums
+from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.boundary import Boundary, Refusal, refusal_of
 from fedrecon.ops.clock import SystemClock

@@ -9,10 +9,10 @@ from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.answers import NotDrawn
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.runner import Surroundings
 from fedrecon.coordinator.service import CoordinatorService
 from fedrecon.coordinator.settings import CoordinatorSettings
 from fedrecon.coordinator.sums import Sums
+from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.lifecycle import Service, run_service
 from fedrecon.ops.mistakes import UserMistake

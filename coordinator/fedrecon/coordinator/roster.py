@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from fedrecon.coordinator.entries import REGISTRY_STREAM, REGISTRY_TASK, registry_entries
-from fedrecon.coordinator.runner import Runner, Surroundings
+from fedrecon.coordinator.runner import Runner
+from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.journal import JournalUnavailable
 from fedrecon.ops.logs import logger_of
 

@@ -15,25 +15,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fedrecon.coordinator import round_events, rounds, tasks
-from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, NoTask, NotDrawn
-from fedrecon.coordinator.assignments import mark_of, participation_of
+from fedrecon.coordinator.answers import Answer, Drawn, NoTask, NotDrawn
+from fedrecon.coordinator.assignments import mark_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
+from fedrecon.coordinator.drawing import Drawing
 from fedrecon.coordinator.endings import Endings
-from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.round_events import IllegalEvent, Opened, Slot
-from fedrecon.coordinator.round_state import Phase, Round, Seen
+from fedrecon.coordinator.round_state import Round, Seen
 from fedrecon.coordinator.specs import Prepared, terms_of
-from fedrecon.coordinator.sums import Sums, SumsAway, SumsRefused, committed_of, merge_request, open_request
+from fedrecon.coordinator.sums import SumsAway, SumsRefused, committed_of, merge_request, open_request
+from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, State
+from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
 from fedrecon.coordinator.waiting import WaitingRoom
-from fedrecon.ops.blobs import BlobStore
-from fedrecon.ops.clock import Clock
-from fedrecon.ops.journal import Journal, JournalUnavailable, LeaseLost, StaleWriter
+from fedrecon.ops.journal import JournalUnavailable, LeaseLost, StaleWriter
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.tokens import SESSION_BYTES
 from fedrecon.v1.aggregator_pb2 import OpenRequest
@@ -43,30 +43,6 @@ _ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
 _AFTER_CRASH_MILLISECONDS = 10_000
 _TAIL_MILLISECONDS = 30_000
-_NEVER = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all runners of a coordinator share.
-
-    Attributes:
-        journal: Where events are kept.
-        blobs: Where plans and vocabularies lie.
-        sums: The aggregator.
-        clock: The time.
-        measures: What is counted.
-        key: Of round tokens, marks and tickets.
-        blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
-    """
-
-    journal: Journal
-    blobs: BlobStore
-    sums: Sums
-    clock: Clock
-    measures: Measures
-    key: bytes
-    blobs_target: str = ""
 
 
 class Runner:
@@ -103,7 +79,7 @@ class Runner:
         self.terms = terms_of(self.spec)
         self._prepared: Prepared | None = None
         self._seen = Seen()
-        self._cleared: set[bytes] = set()
+        self._drawing = Drawing(name, around, self.waiting, self.book.now)
         self._groups_expire_at = 0
         self._woken = asyncio.Event()
         self._beside: set[asyncio.Task[None]] = set()
@@ -201,7 +177,7 @@ class Runner:
             self._woken.clear()
             if await self._advance(self.book.now()):
                 continue
-            instant = self._next_instant()
+            instant = next_instant(self.book.task, self.book.attempt, self._seen, self.spec)
             if self.book.task.has_ended and self.book.now() >= instant:
                 return
             await self._wait_until(instant)
@@ -218,7 +194,7 @@ class Runner:
         if task.has_ended:
             await self._abandon(attempt, f"the task was {task.state}: {task.reason}", now)
             return True
-        if task.state is State.PAUSED and attempt.phase is Phase.SELECTING:
+        if is_held(task, attempt):
             return False
         match rounds.due(attempt, self.seen, now):
             case None:
@@ -236,10 +212,10 @@ class Runner:
 
     async def _advance_between(self, now: int) -> bool:
         task = self.book.task
-        if 0 < self.spec.end_unix_milliseconds <= now and not task.has_ended:
+        if has_reached_its_end(task, self.spec, now):
             await self.book.record_task(tasks.TaskCompleted("its end has come"))
             return True
-        if task.state is not State.RUNNING or now < max(task.retry_at, self.spec.start_unix_milliseconds):
+        if not may_open(task, self.spec, now):
             return False
         opened = Opened(
             task=self.name,
@@ -252,18 +228,6 @@ class Runner:
         )
         await self._record(task.number, opened)
         return True
-
-    def _next_instant(self) -> int:
-        task, attempt = self.book.task, self.book.attempt
-        if attempt is not None and not attempt.is_over:
-            is_held = task.state is State.PAUSED and attempt.phase is Phase.SELECTING
-            instant = None if is_held else rounds.next_instant(attempt, self._seen)
-            return _NEVER if instant is None else instant
-        if task.has_ended:
-            return task.ended_at + self.spec.rounds.reporting_milliseconds + self.spec.rounds.aggregating_milliseconds
-        end = self.spec.end_unix_milliseconds or _NEVER
-        begin = max(task.retry_at, self.spec.start_unix_milliseconds)
-        return min(begin, end) if task.state is State.RUNNING else end
 
     async def _draw(self, attempt: Round, size: int, now: int) -> None:
         """Opens groups, draws a cohort, and keeps it before anybody is told."""
@@ -281,7 +245,7 @@ class Runner:
             await self._abandon(attempt, f"the aggregator refused to open groups: {refused}", self.book.now())
             return
         waited = len(self.waiting)
-        drawn = await self._draw_eligible(size)
+        drawn = await self._drawing.draw(size, self.spec.eligibility.minimum_separation_milliseconds)
         if len(drawn) < attempt.terms.minimum_cohort:
             self._begin_window(self.book.now())
             return
@@ -293,23 +257,6 @@ class Runner:
         for device, slot in zip(drawn, slots, strict=True):
             self.waiting.answer(device, Drawn(applied, slot))
         self.sent_away = self.waiting.answer_all(NotDrawn("other devices were drawn for this round"))
-
-    async def _draw_eligible(self, size: int) -> list[bytes]:
-        """Draws devices that did not take part too recently, and notes that they take part now."""
-        separation = self.spec.eligibility.minimum_separation_milliseconds
-        while True:
-            drawn = [candidate.device for candidate in self.waiting.smallest(size)]
-            unclear = [device for device in drawn if device not in self._cleared]
-            if separation == 0 or not unclear:
-                return drawn
-            until = self.book.now() + separation
-            names = [participation_of(self.around.key, self.name, device) for device in unclear]
-            fresh = await asyncio.gather(*(self.around.journal.remember(self.name, name, until) for name in names))
-            for device, is_fresh in zip(unclear, fresh, strict=True):
-                if is_fresh:
-                    self._cleared.add(device)
-                else:
-                    self.waiting.answer(device, Ineligible("this device took part too recently"))
 
     async def _abandon(self, attempt: Round, reason: str, now: int) -> None:
         event = rounds.abandon(attempt, reason, now)
@@ -330,7 +277,8 @@ class Runner:
     def _perform(self, attempt: Round, effect: rounds.Effect) -> None:
         match effect:
             case rounds.Gather():
-                self._cleared, self._groups_expire_at = set(), 0
+                self._drawing.begin()
+                self._groups_expire_at = 0
                 self._begin_window(self.book.now())
             case rounds.WatchGroups():
                 self._seen = Seen()
@@ -426,7 +374,7 @@ class Runner:
     async def _wait_until(self, instant: int) -> None:
         """Waits for an instant or for something to happen, whichever comes first."""
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._woken.wait())]
-        if instant < _NEVER:
+        if instant < NEVER:
             waits.append(asyncio.ensure_future(self.around.clock.sleep_until(instant)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -142,8 +142,6 @@ EVENT_TYPES = (
     CheckpointCommitted,
     AttemptAbandoned,
 )
-OPERATOR_EVENTS = (TaskCreated, TaskPaused, TaskResumed, TaskCancelled)
-"""What the audit lists, if an operator did it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,6 @@ class TrainingResult(StaysHere):
         updates: by global parameter; empty after an evaluation.
         metric_sums: over the query set, in manifest order, before the update.
         examples: query examples behind both.
-        support_examples: examples that reconstruction saw.
         local_parameters: never serialised.
         rows: rows in force, by vocabulary.
         losses: mean loss of every step of the update, if the graph tells it.
@@ -70,7 +69,6 @@ class TrainingResult(StaysHere):
     updates: dict[str, SparseUpdate]
     metric_sums: tuple[float, ...]
     examples: int
-    support_examples: int
     local_parameters: LocalParameters
     rows: dict[str, int]
     losses: tuple[float, ...]
@@ -188,7 +186,6 @@ def train(
         updates=updates,
         metric_sums=metric_sums,
         examples=int(query.size),
-        support_examples=int(support.size),
         local_parameters=local,
         rows=rows_in_force(manifest, checkpoint),
         losses=losses,

@@ -1,0 +1,60 @@
+"""Drawing a cohort from those who wait, without devices that took part too recently."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fedrecon.coordinator.answers import Answer, Ineligible
+from fedrecon.coordinator.assignments import participation_of
+from fedrecon.coordinator.surroundings import Surroundings
+from fedrecon.coordinator.waiting import WaitingRoom
+
+
+class Drawing:
+    """Draws the cohorts of one task.
+
+    Args:
+        task: Its name.
+        around: What its runner works with.
+        waiting: Devices that wait to be drawn.
+        now: The time, as the task's journal goes by it, Unix milliseconds.
+    """
+
+    def __init__(self, task: str, around: Surroundings, waiting: WaitingRoom[Answer], now: Callable[[], int]) -> None:
+        self._task = task
+        self._around = around
+        self._waiting = waiting
+        self._now = now
+        self._cleared: set[bytes] = set()
+
+    def begin(self) -> None:
+        """Begins another attempt: whoever is drawn for it takes part anew."""
+        self._cleared = set()
+
+    async def draw(self, size: int, separation_milliseconds: int) -> list[bytes]:
+        """Draws devices, and notes that they take part now; those that did too recently are answered.
+
+        Args:
+            size: Devices wanted.
+            separation_milliseconds: Least time between two participations of a device; 0: any.
+
+        Returns:
+            At most that many devices, in the order of their priority; they go on waiting.
+
+        Raises:
+            JournalUnavailable: It cannot be asked who took part.
+        """
+        while True:
+            drawn = [candidate.device for candidate in self._waiting.smallest(size)]
+            unclear = [device for device in drawn if device not in self._cleared]
+            if separation_milliseconds == 0 or not unclear:
+                return drawn
+            until = self._now() + separation_milliseconds
+            names = [participation_of(self._around.key, self._task, device) for device in unclear]
+            fresh = await asyncio.gather(*(self._around.journal.remember(self._task, name, until) for name in names))
+            for device, is_fresh in zip(unclear, fresh, strict=True):
+                if is_fresh:
+                    self._cleared.add(device)
+                else:
+                    self._waiting.answer(device, Ineligible("this device took part too recently"))

@@ -1,0 +1,34 @@
+"""What the runners of one coordinator share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.sums import Sums
+from fedrecon.ops.blobs import BlobStore
+from fedrecon.ops.clock import Clock
+from fedrecon.ops.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all runners of a coordinator share.
+
+    Attributes:
+        journal: Where events are kept.
+        blobs: Where plans and vocabularies lie.
+        sums: The aggregator.
+        clock: The time.
+        measures: What is counted.
+        key: Of round tokens, marks and tickets.
+        blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
+    """
+
+    journal: Journal
+    blobs: BlobStore
+    sums: Sums
+    clock: Clock
+    measures: Measures
+    key: bytes
+    blobs_target: str = ""
