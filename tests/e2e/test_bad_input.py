@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from fedrecon.device_sdk.errors import InvalidExampleError, UnusablePlanError
 from fedrecon.device_sdk.plans import load_plan
 from fedrecon.ops.admin_client import open_admin
 from fedrecon.ops.command import EXIT_FAILED, EXIT_MISTAKE, EXIT_UNREACHABLE, main
+from fedrecon.ops.durable_files import StorageFull
 from fedrecon.ops.embedded_valkey import find_valkey
 from fedrecon.ops.fleet.behaviour import Behaviour
 from fedrecon.ops.fleet.people import ITEM, RATING, People, Person
@@ -308,15 +310,12 @@ def test_a_stack_that_cannot_run_is_refused_before_it_starts(
 
 
 def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path) -> None:
-    up(tmp_path / "home", FEDRECON_HOST="192.0.2.1").assert_tells(EXIT_MISTAKE, "FEDRECON_HOST: 192.0.2.1", "127.0.0.1")
-
-
-def test_what_a_predecessor_logged_is_not_shown_again(tmp_path: Path) -> None:
     logs = tmp_path / "home" / "logs"
     logs.mkdir(parents=True)
     (logs / "aggregator.log").write_text("an old complaint\n")
     said = up(tmp_path / "home", FEDRECON_HOST="192.0.2.1")
-    assert "an old complaint" not in said.text
+    said.assert_tells(EXIT_MISTAKE, "FEDRECON_HOST: 192.0.2.1", "127.0.0.1")
+    assert "an old complaint" not in said.text, "what a predecessor logged is not its own"
 
 
 def test_a_redis_that_forgets_is_refused_with_what_to_change(tmp_path: Path) -> None:
@@ -450,7 +449,7 @@ def train(
 ) -> list[Participation]:
     """Lets devices take part in a new task until it is enough; they share the folder `devices` of the stack."""
     assignments = [*DEFAULTS, "rounds.report_goal=3", "rounds.maximum_rounds=100", "work.minimum_examples=2"]
-    with open_admin(stack.roles["coordinator"].address) as stub:
+    with open_admin(None, stack.home) as stub:
         create_task(stub, build_spec(task, None, assignments), plan)
     ended: list[Participation] = []
 
@@ -608,6 +607,27 @@ def test_a_full_disk_delays_rounds_and_loses_nothing(
                 assert made.counted == reports[key]
     log = (tmp_path / "home" / "logs" / "aggregator.log").read_text()
     assert "STORAGE_FULL" in log
+
+
+def test_a_stack_on_a_full_disk_goes_on_when_there_is_space(
+    fedrecon: Command, monkeypatch: pytest.MonkeyPatch, small_disk: Path, plan_folder: Path
+) -> None:
+    home = small_disk / "home"
+    monkeypatch.setenv("FEDRECON_HOME", str(home))
+    with Stack(Settings(home=home)) as stack:
+        assert fedrecon("task", "create", "films", "--plan", plan_folder).code == 0
+        filler = fill(small_disk)
+        said = fedrecon("task", "create", "more", "--plan", plan_folder, "--set", "rounds.report_goal=6")
+        said.assert_tells(EXIT_UNREACHABLE, "disk is full", "free some space")
+        assert stack.valkey is not None
+        os.kill(stack.valkey.pid, signal.SIGKILL)
+        while stack.valkey.running:
+            time.sleep(0.01)
+        with pytest.raises(StorageFull, match="no space left"):
+            stack.mend()
+        filler.unlink()
+        assert "valkey" in stack.mend()
+        fedrecon("task", "show", "films").assert_tells(0, "running")
 
 
 def test_a_full_disk_is_said_by_whoever_starts_a_stack(small_disk: Path) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedrecon.ops.durable_files import StorageFull
 from fedrecon.ops.mistakes import Unreachable, UserMistake
 
 if TYPE_CHECKING:
@@ -200,6 +201,9 @@ def _explained(verb: str | None) -> Iterator[None]:
     except UserMistake as mistake:
         _say(mistake.message, mistake.advice)
         raise SystemExit(EXIT_UNREACHABLE if isinstance(mistake, Unreachable) else EXIT_MISTAKE) from None
+    except StorageFull as error:
+        _say(f"The disk is full: {error.strerror} ({error.filename}).", "Free space, then try again.")
+        raise SystemExit(EXIT_FAILED) from None
     except ModuleNotFoundError as error:
         if _is_ours(error):
             raise

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -26,20 +25,21 @@ from typing import Any, Self
 
 import psutil
 
-from fedrecon.ops.durable_files import sync_folder, write_durably
+from fedrecon.ops.durable_files import write_durably
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
+from fedrecon.ops.local_keys import key_variables, make_keys, with_keys
 from fedrecon.ops.mistakes import UserMistake
-from fedrecon.ops.settings import KEY_BYTES, Settings
+from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack_refusals import (
     lock_home,
     make_home,
+    refuse_full_home,
     refuse_wrong_redis,
     refuse_wrong_settings,
     unwritable_home,
 )
 
 STACK_FILE = "stack.json"
-KEYS_FILE = "keys.json"
 _CALLS: dict[str, tuple[str, ...]] = {"aggregator": (), "coordinator": ("aggregator",), "inference": ("coordinator",)}
 """Whom each service calls."""
 
@@ -89,11 +89,12 @@ class Stack:
     """All services on one machine.
 
     Attributes:
-        settings: Shared by all of them.
+        settings: Shared by all of them; once it is started, with the keys of the home.
         environment: Variables that win over the process's own, for every service.
         roles: The services by name.
         valkey: The embedded server, unless the settings name a Redis.
         lock: Descriptor that holds the home for this stack, while it runs.
+        is_file_stale: Whether the stack file has to be written again.
 
     Example:
         `with Stack(load_settings(Settings)) as stack: ...` runs a stack; call `mend()` now and then.
@@ -104,6 +105,7 @@ class Stack:
     roles: dict[str, Role] = field(default_factory=lambda: {name: Role(name) for name in ROLES})
     valkey: EmbeddedValkey | None = None
     lock: int | None = None
+    is_file_stale: bool = False
 
     @property
     def home(self) -> Path:
@@ -124,7 +126,9 @@ class Stack:
         self.lock = lock_home(self.home)
         try:
             _stop_leftovers(self.home / STACK_FILE)
-            self.environment = {**_keys(self.home, self.settings), **self.environment}
+            make_keys(self.home)
+            self.settings = with_keys(self.settings, self.home)
+            self.environment = {**key_variables(self.settings), **self.environment}
             if not self.settings.redis_url:
                 self.valkey = EmbeddedValkey(self.home / "valkey")
                 self.valkey.start()
@@ -146,10 +150,17 @@ class Stack:
 
         Raises:
             UserMistake: A service died and cannot be started again.
+            StorageFull: What died cannot be started on a full disk: try again when somebody has freed space.
+            OSError: What was started again cannot be written down: the same.
+            ValkeyError: The embedded Valkey died and does not start: the same.
         """
         mended = []
+        is_valkey_dead = self.valkey is not None and not self.valkey.running
+        if is_valkey_dead or not all(role.running for role in self.roles.values()):
+            refuse_full_home(self.home)
         if self.valkey is not None and not self.valkey.running:
             self.valkey.start()
+            self.is_file_stale = True
             mended.append("valkey")
         for role in self.roles.values():
             if role.running:
@@ -163,9 +174,10 @@ class Stack:
                 )
             time.sleep(_PAUSES_SECONDS[role.quick_deaths])
             role.restarts += 1
+            self.is_file_stale = True
             self._start_role(role)
             mended.append(role.name)
-        if mended:
+        if self.is_file_stale:
             self._write_stack_file()
         return mended
 
@@ -272,6 +284,7 @@ class Stack:
             "pids": pids,
         }
         write_durably(self.home / STACK_FILE, [json.dumps(content, indent=2).encode()])
+        self.is_file_stale = False
 
 
 def read_stack_file(home: Path) -> dict[str, Any] | None:
@@ -310,40 +323,3 @@ def _stop_leftovers(path: Path) -> None:
         with contextlib.suppress(psutil.TimeoutExpired):
             process.wait(_STOP_SECONDS)
     path.unlink(missing_ok=True)
-
-
-def _keys(home: Path, settings: Settings) -> dict[str, str]:
-    """Return variables with the keys that the settings lack; made once, kept in the home, readable by its owner."""
-    path = home / KEYS_FILE
-    try:
-        kept: dict[str, str] = json.loads(path.read_text())
-    except FileNotFoundError:
-        kept = {name: secrets.token_hex(KEY_BYTES) for name in ("FEDRECON_SEAL_KEY", "FEDRECON_ROUND_TOKEN_KEY")}
-        _write_secret(path, json.dumps(kept))
-    except ValueError as error:
-        raise UserMistake(
-            f"{path} is damaged: it holds no JSON.",
-            "Restore it from a copy. Without one remove it: new keys are made, and what was sealed with the old ones "
-            "cannot be read any more.",
-        ) from error
-    if settings.seal_key_bytes is not None:
-        kept.pop("FEDRECON_SEAL_KEY", None)
-    if settings.round_token_key_bytes is not None:
-        kept.pop("FEDRECON_ROUND_TOKEN_KEY", None)
-    return kept
-
-
-def _write_secret(path: Path, content: str) -> None:
-    """Write a file that its owner alone may read, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

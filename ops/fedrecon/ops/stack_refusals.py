@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
-from fedrecon.ops.durable_files import make_folder
+from fedrecon.ops.durable_files import StorageFull, make_folder
 from fedrecon.ops.journal import DurabilityRefused, JournalUnavailable
 from fedrecon.ops.mistakes import Unreachable, UserMistake
 from fedrecon.ops.settings import Settings, load_settings, room_settings
 
 _LOCK_FILE = "stack.lock"
+_NEEDED_BYTES = 256 << 10
+"""Logs, ready files and the journal's next appends."""
+
 _PATIENCE_SECONDS = 3.0
 """How long a Redis that the settings name may take to answer; services that run already wait longer."""
 
@@ -39,6 +44,16 @@ def unwritable_home(home: Path, error: OSError) -> UserMistake:
         f"FEDRECON_HOME: the stack cannot keep anything in {home}: {(error.strerror or str(error)).lower()}.",
         "Set FEDRECON_HOME to a folder that you may write, on a disk with free space.",
     )
+
+
+def refuse_full_home(home: Path) -> None:
+    """Refuse to start a service that would die at once for want of space.
+
+    Raises:
+        StorageFull: There is too little.
+    """
+    if shutil.disk_usage(home).free < _NEEDED_BYTES:
+        raise StorageFull(errno.ENOSPC, "no space left: free space or enlarge the disk; nothing was started", str(home))
 
 
 def lock_home(home: Path) -> int:

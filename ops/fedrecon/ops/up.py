@@ -38,9 +38,16 @@ def up(
         else:
             console.print(_table(stack))
             console.print("Ctrl-C stops everything. Next: [bold]fedrecon task create[/], [bold]fedrecon fleet[/].")
+        told = ""
         while not stopping.wait(_LOOK_SECONDS):
-            for name in stack.mend():
-                console.print(f"[yellow]{name} had died and was started again[/]")
+            try:
+                for name in stack.mend():
+                    console.print(f"[yellow]{name} had died and was started again[/]")
+                    told = ""
+            except (OSError, ValkeyError) as error:  # somebody frees space, and all goes on
+                if str(error) != told:
+                    told = str(error)
+                    console.print(f"{told}; it is tried again until it works", style="red", markup=False)
     finally:
         with console.status("stopping the stack"):
             stack.stop()
