@@ -373,7 +373,7 @@ def test_a_session_that_reported_another_vector_is_not_counted_as_this_one(servi
         )
 
     def refused(request: Any) -> UploadResponse:
-        assert UploadRequest.FromString(next(request.parts())).header.offset == 76
+        assert UploadRequest.FromString(next(request.parts())).header.offset == 0
         raise CallFailedError("another vector", code="ALREADY_EXISTS", reason="ALREADY_REPORTED")
 
     services.UploadStatus = other  # type: ignore[method-assign]

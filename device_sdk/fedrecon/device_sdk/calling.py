@@ -25,7 +25,7 @@ from fedrecon.v1.aggregator_pb2 import UploadHeader, UploadRequest, UploadRespon
 from fedrecon.v1.blobs_pb2 import FetchRequest
 from fedrecon.v1.common_pb2 import BlobReference, Chunk
 from fedrecon.wire import chunks
-from fedrecon.wire.digests import DigestMismatchError, digest_of
+from fedrecon.wire.digests import DIGEST_BYTES, DigestMismatchError, digest_of
 
 Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
@@ -34,6 +34,7 @@ Steps = Generator[Request, Any, Result]
 CALL_SECONDS = 30.0
 TRANSFER_SECONDS = 300.0
 CLAIM_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 300.0
 BLOB_LIMIT_BYTES = 1 << 30
 _UINT32 = 1 << 32
 
@@ -124,6 +125,8 @@ class Line:
             TooLateError: the deadline has passed.
         """
         digest = reference.digest
+        if len(digest) != DIGEST_BYTES:
+            raise DamagedBlobError(f"{what}: it is named by {len(digest)} bytes, a digest has {DIGEST_BYTES}")
         content: bytes | None = yield Compute(lambda: self.cache.read(digest))
         if content is not None:
             return content
@@ -204,7 +207,7 @@ class Line:
         """Waits before the same bytes are sent again, or gives up.
 
         Raises:
-            CallFailedError: the failure was a refusal: it is raised again.
+            CallFailedError: the failure was a refusal, or asks for more patience than a call has: it is raised again.
             UnreachableError: there were too many failures.
             TooLateError: the deadline passes before the wait ends.
         """
@@ -218,6 +221,8 @@ class Line:
         if error.retry_milliseconds is not None:  # the service says itself when
             earliest, latest = error.retry_milliseconds
             wait = (earliest + self.fraction() * max(latest - earliest, 0)) / 1000
+            if wait > LONGEST_RETRY_SECONDS:  # that is for the app to wait: the error tells it how long
+                raise error
         if self.deadline is not None and self.clock() + wait >= self.deadline:
             raise TooLateError(f"the report's time ended while {target} did not answer: {error}") from error
         yield Sleep(wait)

@@ -1,6 +1,6 @@
 """From an assignment to a report: what is fetched, and what is made of it on the device.
 
-Part of the core: fetching yields requests, making is pure but for reading the examples.
+Part of the core: fetching yields requests, making is pure.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from fedrecon.device_sdk.calling import Line, Steps
 from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.errors import TooFewExamplesError, UnusablePlanError
-from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.graphs import Memo
-from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint, rows_in_force
+from fedrecon.device_sdk.plans import Arrays, Plan, load_plan, read_checkpoint, rows_in_force
 from fedrecon.device_sdk.requests import Compute
 from fedrecon.device_sdk.runtime import Seeds, report_vector, train
 from fedrecon.v1 import coordinator_pb2
@@ -90,8 +89,14 @@ def _vocabulary(content: bytes, digest: bytes) -> Items:
         raise UnusablePlanError(str(error)) from error
 
 
-def make_report(assignment: Assignment, material: Material, examples: ExampleSource, seeds: Seeds) -> Report:
-    """Returns what a device reports: pure but for reading the examples.
+def make_report(assignment: Assignment, material: Material, columns: Arrays, seeds: Seeds) -> Report:
+    """Returns what a device reports.
+
+    Args:
+        assignment: what is asked.
+        material: what it names.
+        columns: the app's examples by field, oldest first.
+        seeds: randomness of the session.
 
     Raises:
         TooFewExamplesError: the model knows too few of the examples.
@@ -101,7 +106,7 @@ def make_report(assignment: Assignment, material: Material, examples: ExampleSou
     manifest, work = material.plan.manifest, assignment.work
     rules = [rule_of(field) for field in manifest.fields]
     rows = rows_in_force(manifest, material.checkpoint)
-    mapped = newest(map_examples(rules, examples.columns(), material.vocabularies, rows), work.maximum_examples)
+    mapped = newest(map_examples(rules, columns, material.vocabularies, rows), work.maximum_examples)
     if mapped.examples < max(work.minimum_examples, 1):
         why = "".join(f"; {reason}" for reason in mapped.unfit)
         raise TooFewExamplesError(

@@ -8,7 +8,8 @@ order initial, split, rounding: 32 bytes each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from fedrecon.device_sdk.blob_cache import BlobCache
@@ -20,6 +21,7 @@ from fedrecon.device_sdk.errors import (
     TooFewExamplesError,
     TooLateError,
     UnreachableError,
+    UnusablePlanError,
 )
 from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.floors import Floors, verify_assignment
@@ -45,6 +47,7 @@ from fedrecon.wire.keystream import SEED_BYTES
 
 SDK_VERSION = "0.1.0"
 CHECK_IN_SECONDS = 45.0  # the coordinator waits up to 30 s for its selection
+LONGEST_TICKET_SECONDS = 3600.0  # whoever asks earlier than the ticket says keeps its place
 
 # Refusals that mean: the round or the group went on without this report.
 LATE_REASONS = frozenset(
@@ -206,7 +209,7 @@ def _check_in(known: Circumstances, line: Line, credentials: Credentials) -> Ste
         if answer.WhichOneof("answer") != "ticket":
             return answer
         ticket = answer.ticket.ticket
-        yield Sleep(answer.ticket.wait_milliseconds / 1000)
+        yield Sleep(min(answer.ticket.wait_milliseconds / 1000, LONGEST_TICKET_SECONDS))
 
 
 def _work(known: Circumstances, session: _Session, seeds: Seeds, windows: RetryWindows) -> Steps[Participation]:
@@ -279,10 +282,13 @@ def _ending_of(error: FedreconError, session: _Session) -> tuple[Outcome, Sessio
 
 def _compute_and_report(known: Circumstances, session: _Session, seeds: Seeds) -> Steps[None]:
     verify_assignment(session.assignment, known.floors)
-    session.material = yield from fetch_material(session.assignment, session.line)
+    with _blaming_the_plan():
+        session.material = yield from fetch_material(session.assignment, session.line)
     session.shape += "v["
     material, assignment = session.material, session.assignment
-    session.report = yield Compute(lambda: make_report(assignment, material, known.examples, seeds))
+    columns = yield Compute(known.examples.columns)  # what the app's own source raises is the app's to hear
+    with _blaming_the_plan():
+        session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds))
     session.shape += "]"
     try:
         yield from _deliver(session, session.report.vector)
@@ -292,12 +298,23 @@ def _compute_and_report(known: Circumstances, session: _Session, seeds: Seeds) -
         raise
 
 
+@contextlib.contextmanager
+def _blaming_the_plan() -> Iterator[None]:
+    """Makes what plan, checkpoint and task raise by their content an outcome: whoever wrote them, the app did not."""
+    try:
+        yield
+    except FedreconError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise UnusablePlanError(f"the plan does not run here: {type(error).__name__}: {error}") from error
+
+
 def _deliver(session: _Session, vector: bytes) -> Steps[None]:
     """Joins a group and uploads, going on where a lost connection stopped, until it is acknowledged."""
     line, assignment = session.line, session.assignment
     joined = yield from line.call(assignment.aggregator, JOIN, JoinRequest(proof=session.proof()))
     target = joined.aggregator or assignment.aggregator
-    digest, failures, arrived = digest_of(vector), 0, 0
+    digest, failures, arrived, begun = digest_of(vector), 0, 0, False
     session.shape += "+"
     while True:
         question = UploadStatusRequest(proof=session.proof(), group=joined.group)
@@ -314,8 +331,10 @@ def _deliver(session: _Session, vector: bytes) -> Steps[None]:
             group=joined.group,
             size=len(vector),
             digest=digest,
-            offset=status.received_bytes,
+            # What is there before the first try is of a vector that this device made before it was started again.
+            offset=status.received_bytes if begun else 0,
         )
+        begun = True
         try:
             yield from line.upload(target, header, vector, reveals_of_upload(assignment))
         except CallFailedError as error:

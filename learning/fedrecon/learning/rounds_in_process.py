@@ -183,7 +183,7 @@ def _sum_group(clients: Sequence[Client], assignment: Assignment, material: Mate
     fixed_point, protocol = config.fixed_point, protocol_of(config)
     total = zero(fixed_point)
     for client in clients:
-        report = read_vector(make_report(assignment, material, client, client.seeds).vector, fixed_point)
+        report = read_vector(make_report(assignment, material, client.columns(), client.seeds).vector, fixed_point)
         protocol.check(report)
         add(total, report)
     return ClosedSum(protocol.close(total, len(clients)), len(clients))

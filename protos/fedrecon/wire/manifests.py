@@ -26,6 +26,8 @@ from fedrecon.wire.tensors import numpy_types
 
 PLAN_FORMATS = (1,)
 SIGNING_DOMAIN = b"fedrecon plan 1"
+LARGEST_LOCALS = 1 << 24
+"""Elements of all local parameters together: 64 MiB of float32."""
 
 role_names = {number: name.removeprefix("GRAPH_ROLE_").lower() for name, number in plan_pb2.GraphRole.items()}
 """Roles of graphs as words: `reconstruct`."""
@@ -133,12 +135,15 @@ def initial_locals(
         seed: 32 bytes; every session draws its own.
 
     Raises:
-        MalformedPlanError: a parameter has no rule, or its default has another shape.
+        MalformedPlanError: a parameter has no rule, or there are more than `LARGEST_LOCALS` elements.
+        ValueError: a parameter's default has another shape.
     """
     initial: dict[str, NDArray[Any]] = {}
     start = 0
     for parameter in local_parameters(manifest):
         shape, count = tuple(parameter.shape), math.prod(parameter.shape)
+        if start + count > LARGEST_LOCALS:
+            raise MalformedPlanError(f"local parameter {parameter.name}: more than {LARGEST_LOCALS} local elements")
         match parameter.initial.WhichOneof("rule"):
             case "constant":
                 values = np.full(shape, parameter.initial.constant)
@@ -163,11 +168,13 @@ def segment_elements(layout: Layout, manifest: Manifest, rows: Mapping[str, int]
         rows: rows now in force, by vocabulary.
 
     Raises:
-        MalformedPlanError: a segment names no global parameter of the plan, or a public row set, which format 1
-            devices learn of only with the masked protocols.
+        MalformedPlanError: a segment names no global parameter of the plan, or one that another has named, or rows of
+            another width, or a public row set, which format 1 devices learn of only with the masked protocols.
     """
     parameters = {parameter.name: parameter for parameter in manifest.parameters}
     elements = []
+    if len({segment.parameter for segment in layout.segments}) != len(layout.segments):
+        raise MalformedPlanError("two segments of the layout are of one parameter")
     for segment in layout.segments:
         parameter = parameters.get(segment.parameter)
         if parameter is None or parameter.placement != plan_pb2.PLACEMENT_GLOBAL:
@@ -176,8 +183,15 @@ def segment_elements(layout: Layout, manifest: Manifest, rows: Mapping[str, int]
             )
         if segment.WhichOneof("rows") != "all_rows":
             raise MalformedPlanError(f"segment {segment.parameter!r}: public row sets need a newer version")
-        count = rows[parameter.vocabulary] * segment.width if parameter.vocabulary else math.prod(parameter.shape)
-        elements.append(count)
+        if not parameter.vocabulary:
+            elements.append(math.prod(parameter.shape))
+            continue
+        width = math.prod(parameter.shape[1:])
+        if segment.width != width:
+            raise MalformedPlanError(
+                f"the layout gives rows of {segment.parameter!r} {segment.width} elements; the plan gives them {width}"
+            )
+        elements.append(rows[parameter.vocabulary] * width)
     return elements
 
 
