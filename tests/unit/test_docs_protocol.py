@@ -9,7 +9,11 @@ from pathlib import Path
 
 from fedrecon.aggregator import attempts, groups, summing
 from fedrecon.coordinator import entries, round_events, tasks
+from fedrecon.device_sdk.calling import Patience
+from fedrecon.device_sdk.session import CHECK_IN_SECONDS
+from fedrecon.ops.boundary import ERROR_METADATA
 from fedrecon.ops.journal.codec import Codec
+from fedrecon.wire import chunks, fixed_point, manifests, schedules
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REASON = re.compile(r"[A-Z][A-Z]+(?:_[A-Z]+)*")
@@ -108,3 +112,19 @@ def test_the_data_model_names_every_event_of_every_stream() -> None:
 
 def names_known_to(codec: Codec[groups.Event]) -> set[str]:
     return set(codec._adapters)
+
+
+def test_the_numbers_and_words_of_the_protocol_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/protocol.md").read_text()
+    patience = Patience()
+    for said in (
+        f"1 to {chunks.CHUNK_BYTES:,} bytes",
+        f"x 2^{fixed_point.METRIC_SCALE.bit_length() - 1})",
+        f"more than 2^{schedules.LARGEST_ORDER.bit_length() - 1} places",
+        f"the {len(manifests.SIGNING_DOMAIN)}\nASCII bytes `{manifests.SIGNING_DOMAIN.decode()}`",
+        f"give the call {CHECK_IN_SECONDS:.0f} s",
+        f"`{ERROR_METADATA}`",
+        f"begins at {patience.first_seconds} s, doubles up to\n  {patience.longest_seconds:.0f} s",
+        f"{patience.attempts} tries, within a session {patience.session_attempts} ",
+    ):
+        assert said in page, said
