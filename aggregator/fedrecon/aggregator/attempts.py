@@ -22,9 +22,10 @@ import grpc
 
 from fedrecon.aggregator import groups
 from fedrecon.aggregator.groups import Config, Group, Opened, Phase
+from fedrecon.aggregator.refusals import round_closed
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.snapshots import SnapshotLostError
-from fedrecon.aggregator.summing import CODEC, Storage, Summing, round_closed
+from fedrecon.aggregator.summing import CODEC, Storage, Summing
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.journal import Append, History, JournalError, StaleWriter
 from fedrecon.ops.journal.codec import Codec

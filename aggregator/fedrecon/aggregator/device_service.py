@@ -17,8 +17,9 @@ from fedrecon.aggregator.groups import Phase
 from fedrecon.aggregator.ingest import StagedUpload, Staging, StagingKey, chunks_in
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import fate_of, malformed, phase_of
+from fedrecon.aggregator.refusals import round_closed
 from fedrecon.aggregator.secure_sum import InvalidReportError, WrongPhaseError
-from fedrecon.aggregator.summing import Summing, round_closed
+from fedrecon.aggregator.summing import Summing
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.clock import Clock
 from fedrecon.ops.tokens import BadTokenError, verify_token

@@ -17,15 +17,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 
 from fedrecon.aggregator import groups
+from fedrecon.aggregator.batches import Batch
 from fedrecon.aggregator.groups import Aborted, Accepted, Closed, Event, Group, Opened, Report
 from fedrecon.aggregator.measures import Measures
+from fedrecon.aggregator.refusals import round_closed, round_interrupted, storage_failed, storage_full, taken_over
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.snapshots import SnapshotLostError, Snapshots
 from fedrecon.ops.boundary import Refusal
@@ -35,7 +37,7 @@ from fedrecon.ops.journal import Append, Journal, JournalUnavailable, StaleWrite
 from fedrecon.ops.journal.codec import Codec
 from fedrecon.ops.logs import logger_of
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.fixed_point import FixedPoint, Vector, add
+from fedrecon.wire.fixed_point import FixedPoint, Vector
 
 CODEC: Codec[Event] = Codec(Opened, Accepted, Closed, Aborted)
 """Events of the streams `group/ROUND.ATTEMPT/INDEX`."""
@@ -64,34 +66,6 @@ class Storage:
     snapshots: Snapshots
     clock: Clock
     measures: Measures
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Reports that become durable together.
-
-    Attributes:
-        total: their sum; None before the first.
-        durable: done when they are acknowledged; holds the refusal if they are not.
-        reports: digest by session.
-        additions: those still running in threads.
-        adding: one at a time.
-        journalled: whether the group's state has them, though they may not be answered yet.
-    """
-
-    durable: asyncio.Future[None]
-    total: Vector | None = None
-    reports: dict[bytes, bytes] = field(default_factory=dict)
-    additions: list[asyncio.Task[None]] = field(default_factory=list)
-    adding: asyncio.Lock = field(default_factory=asyncio.Lock)
-    journalled: bool = False
-
-    def add(self, report: Vector) -> None:
-        """Adds a report to the sum; the report may be freed or changed after that."""
-        if self.total is None:
-            self.total = Vector(report.body.copy(), report.tail.copy())
-        else:
-            add(self.total, report)
 
 
 class Summing:
@@ -133,7 +107,7 @@ class Summing:
         self._storage = storage
         self._changed = changed
         self._filling = self._empty_batch()
-        self._writing: _Batch | None = None
+        self._writing: Batch | None = None
         self._ending = group.ended
         self._discarding = False
         self._turn = asyncio.Lock()
@@ -191,7 +165,7 @@ class Summing:
         if report.body.nbytes <= _INLINE_BYTES:
             batch.add(report)
         else:
-            batch.additions.append(self._start(_add_in_thread(batch, report)))
+            batch.additions.append(self._start(batch.add_in_thread(report)))
         if not self._turn.locked():
             self._start(self._write_batches())
         await asyncio.shield(batch.durable)
@@ -304,10 +278,10 @@ class Summing:
             await self._write(batch)
         except StorageFull as error:
             _log.error("disk full: reports refused", reports=len(batch.reports), why=str(error))
-            batch.durable.set_exception(_storage_full())
+            batch.durable.set_exception(storage_full())
         except OSError as error:
             _log.exception("sum cannot be written: reports refused", reports=len(batch.reports))
-            batch.durable.set_exception(_storage_failed(error))
+            batch.durable.set_exception(storage_failed(error))
         except asyncio.CancelledError:
             batch.durable.set_exception(round_interrupted())
             raise
@@ -319,7 +293,7 @@ class Summing:
             self._writing = None
             batch.durable.exception()  # nobody may be waiting any more
 
-    async def _write(self, batch: _Batch) -> None:
+    async def _write(self, batch: Batch) -> None:
         await asyncio.gather(*batch.additions)
         assert batch.total is not None  # noqa: S101 - a batch is written when it has reports
         total, snapshot, sum_digest = await asyncio.to_thread(self._seal, self._total, batch.total)
@@ -367,7 +341,7 @@ class Summing:
                     return  # an earlier attempt was applied, and only its answer was lost
                 self.lost = self._ending = True
                 _log.error("group was taken over", stream=self.stream)
-                raise _taken_over() from stale
+                raise taken_over() from stale
             else:
                 return
 
@@ -389,60 +363,5 @@ class Summing:
         batch.durable.set_exception(refusal)
         batch.durable.exception()  # nobody may be waiting
 
-    def _empty_batch(self) -> _Batch:
-        return _Batch(asyncio.get_running_loop().create_future())
-
-
-async def _add_in_thread(batch: _Batch, report: Vector) -> None:
-    async with batch.adding:
-        await asyncio.to_thread(batch.add, report)
-
-
-def round_closed() -> Refusal:
-    """Returns the answer to a report that comes too late."""
-    return Refusal(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "ROUND_CLOSED",
-        "The round takes no more reports.",
-        "End the session; the coordinator says when to come back.",
-    )
-
-
-def round_interrupted() -> Refusal:
-    """Returns the answer to reports that are on their way when the aggregator stops."""
-    return Refusal(
-        grpc.StatusCode.UNAVAILABLE,
-        "STOPPING",
-        "The aggregator stops before the report is durable.",
-        "Ask for the upload's status and go on from there.",
-        retry_milliseconds=(1_000, 5_000),
-    )
-
-
-def _storage_full() -> Refusal:
-    return Refusal(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "STORAGE_FULL",
-        "The aggregator's disk is full: the report was not kept.",
-        "Upload it again later; the operator frees space or enlarges the disk.",
-        retry_milliseconds=(10_000, 60_000),
-    )
-
-
-def _storage_failed(error: OSError) -> Refusal:
-    return Refusal(
-        grpc.StatusCode.UNAVAILABLE,
-        "STORAGE_FAILED",
-        f"The aggregator's disk does not write ({error.strerror}): the report was not kept.",
-        "Upload it again later; the operator looks at the disk.",
-        retry_milliseconds=(10_000, 60_000),
-    )
-
-
-def _taken_over() -> Refusal:
-    return Refusal(
-        grpc.StatusCode.ABORTED,
-        "GROUP_MOVED",
-        "Another aggregator holds the group now.",
-        "Join again.",
-    )
+    def _empty_batch(self) -> Batch:
+        return Batch(asyncio.get_running_loop().create_future())

@@ -35,7 +35,7 @@ class BlobService(BlobsServicer):
         self._metrics = metrics
 
     async def Stat(self, request: StatRequest, context: Any) -> StatResponse:  # noqa: N802 - the contract's name
-        """Says whether a blob is there and how long it is."""
+        """Say whether a blob is there and how long it is."""
         del context
         size = await self._size(request.digest)
         return StatResponse(blob=BlobReference(digest=request.digest, size=size))

@@ -144,7 +144,7 @@ def _examine_exposure(loaded: list[Settings]) -> Iterator[Finding]:
 
 
 def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
-    from fedrecon.ops.lifecycle import why_port_cannot_be_opened
+    from fedrecon.ops.ports import why_port_cannot_be_opened
 
     ports = {
         field: (settings.host, getattr(settings, field))

@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
@@ -34,9 +33,10 @@ from fedrecon.ops.boundary import Boundary, refusal_for
 from fedrecon.ops.logs import configure_logs, logger_of
 from fedrecon.ops.metrics import Metrics, serve_metrics
 from fedrecon.ops.mistakes import UserMistake
-from fedrecon.ops.settings import Settings, load_settings, settings_json, settings_table, variable_of
+from fedrecon.ops.ports import open_port
+from fedrecon.ops.settings import Settings, load_settings, settings_json, settings_table
 from fedrecon.ops.storage_refusals import refuse_storage_failures
-from fedrecon.ops.tls import LARGEST_MESSAGE_BYTES, server_credentials
+from fedrecon.ops.tls import LARGEST_MESSAGE_BYTES
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
@@ -181,7 +181,7 @@ async def serve(
     server = grpc.aio.server(interceptors=[boundary], options=SERVER_OPTIONS)
     failure: Exception | None = None
     async with contextlib.AsyncExitStack() as resources:
-        address = _open_port(server, settings, port, port_setting)
+        address = open_port(server, settings, port, port_setting)
         metrics_address = None
         if settings.metrics_port >= 0:
             endpoint = serve_metrics(metrics, settings.host, settings.metrics_port)
@@ -229,51 +229,6 @@ async def _started(starting: Coroutine[Any, Any, None], stopping: asyncio.Event)
         asked.cancel()
         work.cancel()
         await asyncio.gather(work, asked, return_exceptions=True)
-
-
-def _open_port(server: grpc.aio.Server, settings: Settings, port: int, port_setting: str) -> str:
-    credentials = server_credentials(settings)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    try:
-        if credentials is None:
-            opened = server.add_insecure_port(f"{host}:{port}")
-        else:
-            opened = server.add_secure_port(f"{host}:{port}", credentials)
-    except RuntimeError as error:
-        why = why_port_cannot_be_opened(settings.host, port)
-        why = why or "the certificate or key is not valid, or the port was taken for a moment"
-        if why_port_cannot_be_opened(settings.host, 0) is not None:
-            raise UserMistake(
-                f"{variable_of('host')}: {settings.host} cannot be listened on: {why}.",
-                f"Set {variable_of('host')} to an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them.",
-            ) from error
-        raise UserMistake(
-            f"{variable_of(port_setting)}: {host}:{port} cannot be opened: {why}.",
-            f"Stop what uses it, or set {variable_of(port_setting)} to another port or to 0 for a free one.",
-        ) from error
-    return f"{host}:{opened}"
-
-
-def why_port_cannot_be_opened(host: str, port: int) -> str | None:
-    """Ask the system itself, by opening a port and closing it: gRPC only says that it failed.
-
-    Args:
-        host: Address.
-        port: Port.
-
-    Returns:
-        The system's reason, for example `address already in use`; None if the port can be opened.
-    """
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As gRPC does: a port whose last connections are still being forgotten can be opened.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            probe.listen()
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    return None
 
 
 def _listen_to_signals(stopping: asyncio.Event, resources: contextlib.AsyncExitStack) -> None:

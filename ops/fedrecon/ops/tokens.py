@@ -22,13 +22,13 @@ class BadTokenError(Exception):
 
 
 def issue_token(key: bytes, round_key: RoundKey, session: bytes, expires_unix_milliseconds: int) -> bytes:
-    """Returns the token of one session, 40 bytes."""
+    """Return the token of one session, 40 bytes."""
     expiry = expires_unix_milliseconds.to_bytes(_EXPIRY_BYTES, "little")
     return expiry + _mac(key, round_key, session, expiry)
 
 
 def verify_token(key: bytes, round_key: RoundKey, session: bytes, token: bytes, now_unix_milliseconds: int) -> None:
-    """Raises unless the token was issued for this session of this attempt and has not expired.
+    """Raise unless the token was issued for this session of this attempt and has not expired.
 
     Raises:
         BadTokenError: with what is wrong, without saying what would be right.
