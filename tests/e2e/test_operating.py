@@ -11,11 +11,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.command import main
 from fedrecon.ops.fleet.people import People
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack import Stack
 from fedrecon.v1 import admin_pb2 as admin
+from fedrecon.v1.admin_pb2_grpc import AdminStub
 from support.authority import make_authority
 from support.town import DEFAULTS, TASK, Town
 
@@ -114,3 +116,21 @@ def test_rounds_run_over_tls(
             town.sleep()
         with grpc.insecure_channel(stack.roles["coordinator"].address) as plain, pytest.raises(grpc.RpcError):
             health_pb2_grpc.HealthStub(plain).Check(health_pb2.HealthCheckRequest(), timeout=3)
+
+
+def test_a_device_cannot_call_what_operators_call(town: Town, plan_folder: Path) -> None:
+    town.create_task(plan_folder)
+    with grpc.insecure_channel(town.stack.roles["coordinator"].address) as channel:
+        stub = AdminStub(channel)
+        calls = (
+            lambda: stub.CancelTask(admin.CancelTaskRequest(task=TASK), timeout=5),
+            lambda: next(iter(stub.WatchTask(admin.WatchTaskRequest(task=TASK), timeout=5))),
+            lambda: stub.PutBlob(iter([admin.PutBlobRequest()]), timeout=5),
+        )
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            refusal = refusal_of(caught.value)
+            assert refusal is not None
+            assert refusal.reason == "SERVICE_IDENTITY_REQUIRED"
+    assert town.task().state == admin.TASK_STATE_RUNNING

@@ -41,7 +41,7 @@ class Town:
     failures: list[BaseException] = field(default_factory=list)
 
     def create_task(self, plan: Path, *assignments: str) -> None:
-        with open_sync_channel(self.stack.roles["coordinator"].address) as channel:
+        with open_sync_channel(self.stack.roles["coordinator"].address, self.stack.home) as channel:
             create_task(AdminStub(channel), build_spec(TASK, None, [*DEFAULTS, *assignments]), plan)
 
     def wake(self, *, dropout: float = 0.0, awake: int = 40) -> None:
@@ -87,11 +87,11 @@ class Town:
         assert not self.failures, self.failures
 
     def task(self) -> admin.Task:
-        with open_sync_channel(self.stack.roles["coordinator"].address) as channel:
+        with open_sync_channel(self.stack.roles["coordinator"].address, self.stack.home) as channel:
             return AdminStub(channel).GetTask(admin.GetTaskRequest(task=TASK), timeout=10).task
 
     def rounds(self) -> list[admin.Round]:
-        with open_sync_channel(self.stack.roles["coordinator"].address) as channel:
+        with open_sync_channel(self.stack.roles["coordinator"].address, self.stack.home) as channel:
             request = admin.ListRoundsRequest(task=TASK, limit=1000)
             return list(AdminStub(channel).ListRounds(request, timeout=10).rounds)
 

@@ -47,7 +47,7 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     roster = Roster(around)
     idle_milliseconds = round(settings.idle_retry_seconds * 1000)
     service.add(add_CoordinatorServicer_to_server, CoordinatorService(roster, idle_milliseconds))
-    service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping))
+    service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True)
     service.run("run all tasks", roster.run())
     service.run("let waiting devices go", _let_go(roster, service.stopping))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import grpc
 
+from fedrecon.ops.local_keys import with_keys
 from fedrecon.ops.mistakes import Unreachable, UserMistake
+from fedrecon.ops.service_identity import ProvingCommands
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import read_stack_file
 from fedrecon.ops.tls import CHANNEL_OPTIONS, channel_credentials
@@ -57,16 +59,23 @@ def find_targets(server: str | None, home: Path | None = None) -> Targets:
 
 
 @contextlib.contextmanager
-def open_sync_channel(target: str) -> Iterator[grpc.Channel]:
-    """Open a channel of a command, with the TLS files that the settings name."""
+def open_sync_channel(target: str, home: Path | None = None) -> Iterator[grpc.Channel]:
+    """Open a channel of a command, with the TLS files that the settings name and the deployment's key.
+
+    Args:
+        target: A service, `host:port`.
+        home: Folder of the local stack, for its key where the settings have none; the settings' own by default.
+    """
     settings = load_settings(Settings)
+    settings = with_keys(settings, (home or settings.home).absolute())
     credentials = channel_credentials(settings.tls_server_authority, settings.tls_certificate, settings.tls_key)
     if credentials is None:
         channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
     else:
         channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+    key = settings.round_token_key_bytes
     with channel:
-        yield channel
+        yield channel if key is None else grpc.intercept_channel(channel, ProvingCommands(key))
 
 
 def require_answer(target: str) -> None:
@@ -86,9 +95,9 @@ def require_answer(target: str) -> None:
 
 
 @contextlib.contextmanager
-def open_admin(server: str | None) -> Iterator[AdminStub]:
-    """Open the Admin service of a deployment; see `find_targets`."""
-    with open_sync_channel(find_targets(server).coordinator) as channel:
+def open_admin(server: str | None, home: Path | None = None) -> Iterator[AdminStub]:
+    """Open the Admin service of a deployment; see `find_targets` and `open_sync_channel`."""
+    with open_sync_channel(find_targets(server, home).coordinator, home) as channel:
         yield AdminStub(channel)
 
 

@@ -184,7 +184,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     Attributes:
         idle: Set while no call (health and reflection aside) is under way.
-        internal: Names of services, `package.Service`, that only services of the deployment may call.
+        internal: Names of services, `package.Service`, that only services and operators may call.
     """
 
     def __init__(self, metrics: Metrics, service_key: bytes | None = None) -> None:
@@ -283,8 +283,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise Refusal(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "SERVICE_IDENTITY_REQUIRED",
-                f"The call {method} is for services of this deployment.",
-                "Give all services the same FEDRECON_ROUND_TOKEN_KEY, and clocks that agree to within a minute.",
+                f"The call {method} is for services and operators of this deployment.",
+                "Give all of them the same FEDRECON_ROUND_TOKEN_KEY, and clocks that agree to within a minute.",
             )
 
     async def _refuse(self, method: str, context: Any, error: Exception, ending: _Ending) -> None:

@@ -1,4 +1,4 @@
-"""How services know each other: calls that only services may make carry a proof of the key that they share.
+"""How services and operators know each other: calls that devices may not make carry a proof of a shared key.
 
 A proof is its expiry (8 bytes, little-endian Unix milliseconds) and HMAC-SHA256, under the deployment's shared key,
 over a domain, the method and that expiry. It says "one of us calls this method about now"; who it is, and that nobody
@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from fedrecon.ops.clock import Clock, SystemClock
@@ -84,6 +85,35 @@ class ProvingStream(_Proving, grpc.aio.UnaryStreamClientInterceptor):
     ) -> Any:
         """Make the call with a proof."""
         return await continuation(self.details(client_call_details), request)
+
+
+class ProvingCommands(
+    grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamUnaryClientInterceptor
+):
+    """Proves every call of a command's channel, as `ProvingUnary` and `ProvingStream` do for services.
+
+    Args:
+        key: The deployment's shared key.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Make a unary call with a proof."""
+        return continuation(self._details(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Make a call whose answer is a stream, with a proof."""
+        return continuation(self._details(client_call_details), request)
+
+    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """Make a call whose request is a stream, with a proof."""
+        return continuation(self._details(client_call_details), request_iterator)
+
+    def _details(self, details: Any) -> Any:
+        proof = prove(self._key, details.method, SystemClock().now_milliseconds())
+        return details._replace(metadata=[*(details.metadata or ()), (PROOF_METADATA, proof)])
 
 
 def proving_interceptors(key: bytes, clock: Clock | None = None) -> list[grpc.aio.ClientInterceptor]:

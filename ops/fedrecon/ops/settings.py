@@ -96,7 +96,10 @@ class Settings(BaseSettings):
     tls_client_authority: Path | None = Field(None, description="PEM file of who signs clients: they must be known")
     tls_server_authority: Path | None = Field(None, description="PEM file of who signs the services that are called")
     seal_key: SecretStr = Field(SecretStr(""), description="64 hex digits: seals snapshots and staged updates on disk")
-    round_token_key: SecretStr = Field(SecretStr(""), description="64 hex digits: signs the round tokens of devices")
+    round_token_key: SecretStr = Field(
+        SecretStr(""),
+        description="64 hex digits, the same for all services and operators: signs round tokens and proves who calls",
+    )
     drain_seconds: float = Field(25.0, ge=0, le=3600, description="time that running calls have to end at shutdown")
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def run_demo(data: Path | None, rounds: int | None, console: Console) -> Result:
     with console.status("starting the stack: valkey, aggregator, coordinator, inference"):
         stack.start()
     try:
-        with open_sync_channel(stack.roles["coordinator"].address) as channel:
+        with open_sync_channel(stack.roles["coordinator"].address, stack.home) as channel:
             create_task(AdminStub(channel), build_spec(TASK, None, configuration.assignments()), plan)
         progress = Progress(configuration.rounds, user_mean_rmse(people.unseen))
         with Live(progress, console=console, refresh_per_second=8):
@@ -148,14 +149,18 @@ def _ratings(data: Path | None) -> Ratings:
         raise UserMistake(str(error)) from error
 
 
-def command(*arguments: str) -> None:
-    """Run a `fedrecon` command as a process of its own.
+def command(home: Path, *arguments: str) -> None:
+    """Run a `fedrecon` command on a home as a process of its own.
 
     Raises:
         UserMistake: it failed, with what it said.
     """
     ended = subprocess.run(
-        [sys.executable, "-m", "fedrecon.ops", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "fedrecon.ops", *arguments],
+        env={**os.environ, "FEDRECON_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if ended.returncode:
         raise UserMistake(f"`fedrecon {' '.join(arguments)}` failed:\n{ended.stderr or ended.stdout}")
@@ -168,8 +173,9 @@ def _compile_plan(home: Path, ratings: Ratings, configuration: Configuration) ->
         rows = csv.writer(file)
         rows.writerow(["key", "title"])
         rows.writerows(zip(ratings.item_keys, ratings.titles or ratings.item_keys, strict=True))
-    command("plan", "keygen", str(key))
+    command(home, "plan", "keygen", str(key))
     command(
+        home,
         *("plan", "compile", "--model", "matrix-factorization", "--items", str(items)),
         *("--factors", str(configuration.factors), "--mean", str(configuration.mean), "--bias"),
         *("--reconstruction", "ridge", "--key", str(key), "--out", str(plan)),
@@ -274,7 +280,7 @@ class _Observer:
 def _export(stack: Stack, home: Path) -> Path:
     recommender = home / "recommender.onnx"
     coordinator, blobs = stack.roles["coordinator"].address, stack.roles["aggregator"].address
-    command("export", TASK, "--server", coordinator, "--blobs", blobs, "--out", str(recommender))
+    command(home, "export", TASK, "--server", coordinator, "--blobs", blobs, "--out", str(recommender))
     return recommender
 
 

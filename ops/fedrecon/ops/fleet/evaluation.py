@@ -63,9 +63,7 @@ def evaluate(
         examples = map_examples(rules, person.columns, vocabularies, rows)
         seed = hashlib.sha256(person.key.encode()).digest()
         try:
-            result = train(
-                plan, checkpoint, examples.columns, work, Seeds(seed, seed, seed), SESSION_KIND_EVALUATE
-            )
+            result = train(plan, checkpoint, examples.columns, work, Seeds(seed, seed, seed), SESSION_KIND_EVALUATE)
         except TooFewExamplesError:
             continue
         users += 1

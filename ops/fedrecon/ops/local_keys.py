@@ -1,0 +1,70 @@
+"""The keys of a stack on one machine: made once, kept in its home, readable by its owner alone.
+
+Commands on the same machine read them there: whoever may read the home is an operator of its stack. Elsewhere the keys
+come from the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from fedrecon.ops.durable_files import sync_folder
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.settings import KEY_BYTES, Settings, variable_of
+
+KEYS_FILE = "keys.json"
+_FIELDS = ("seal_key", "round_token_key")
+
+
+def make_keys(home: Path) -> None:
+    """Make the keys of a home that has none, whole or not at all."""
+    path = home / KEYS_FILE
+    if path.exists():
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({variable_of(name): secrets.token_hex(KEY_BYTES) for name in _FIELDS}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def with_keys(settings: Settings, home: Path) -> Settings:
+    """Return the settings, with the home's keys where they have none of their own.
+
+    Raises:
+        UserMistake: The home's keys are damaged.
+    """
+    path = home / KEYS_FILE
+    try:
+        kept: dict[str, str] = json.loads(path.read_text())
+        missing = {
+            name: SecretStr(kept[variable_of(name)])
+            for name in _FIELDS
+            if not getattr(settings, name).get_secret_value()
+        }
+    except (FileNotFoundError, PermissionError):  # no stack was ever here, or it is somebody else's
+        return settings
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserMistake(
+            f"{path} is damaged: it does not hold the keys.",
+            "Restore it from a copy. Without one remove it: new keys are made, and what was sealed with the old ones "
+            "cannot be read any more.",
+        ) from error
+    return settings.model_copy(update=missing)
+
+
+def key_variables(settings: Settings) -> dict[str, str]:
+    """Return the keys as variables for the services."""
+    return {variable_of(name): getattr(settings, name).get_secret_value() for name in _FIELDS}
