@@ -11,7 +11,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrecon.aggregator.attempts import Attempt, Attempts
+from fedrecon.aggregator.attempt import Attempt
+from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.groups import Config, Metric, Phase, Segment
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import protocol_of

@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 
-from fedrecon.aggregator.attempts import Attempt, Attempts
+from fedrecon.aggregator.attempt import Attempt
+from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.groups import Phase
 from fedrecon.aggregator.ingest import StagedUpload, Staging, StagingKey, chunks_in
 from fedrecon.aggregator.measures import Measures

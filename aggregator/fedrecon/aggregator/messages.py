@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from fedrecon.aggregator import groups
-from fedrecon.aggregator.attempts import Attempt
+from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.groups import Config, Phase
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.summing import Summing

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.aggregator import optimizers
-from fedrecon.aggregator.attempts import Attempt, Attempts
+from fedrecon.aggregator.attempt import Attempt
+from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.groups import Phase
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.measures import Measures
