@@ -26,11 +26,25 @@ class Drawing:
         self._around = around
         self._waiting = waiting
         self._now = now
+        self._attempt = (0, 0)
         self._cleared: set[bytes] = set()
 
-    def begin(self) -> None:
-        """Begins another attempt: whoever is drawn for it takes part anew."""
-        self._cleared = set()
+    def begin(self, number: int, attempt: int) -> bool:
+        """Begins an attempt: whoever is drawn for it takes part anew.
+
+        An attempt that is taken up again, after the journal was away, keeps whom it has noted: nobody took part yet.
+
+        Args:
+            number: The round.
+            attempt: Its attempt.
+
+        Returns:
+            Whether it is another attempt than before.
+        """
+        if (number, attempt) == self._attempt:
+            return False
+        self._attempt, self._cleared = (number, attempt), set()
+        return True
 
     async def draw(self, size: int, separation_milliseconds: int) -> list[bytes]:
         """Draws devices, and notes that they take part now; those that did too recently are answered.

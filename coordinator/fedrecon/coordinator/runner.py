@@ -230,10 +230,20 @@ class Runner:
         return True
 
     async def _draw(self, attempt: Round, size: int, now: int) -> None:
-        """Opens groups, draws a cohort, and keeps it before anybody is told."""
+        """Draws a cohort, opens groups for it, and keeps it before anybody is told."""
+        waited = len(self.waiting)
+        # First, since groups expire: nights may pass until enough devices wait that may take part.
+        drawn = await self._drawing.draw(size, self.spec.eligibility.minimum_separation_milliseconds)
+        if len(drawn) < attempt.terms.minimum_cohort:
+            self._begin_window(self.book.now())
+            return
+        terms = attempt.terms
+        needed = terms.reporting_milliseconds + 2 * terms.aggregating_milliseconds
         if self._groups_expire_at == 0:  # the same for every try, so that the call stays the same
-            terms = attempt.terms
-            self._groups_expire_at = now + 2 * (terms.reporting_milliseconds + 2 * terms.aggregating_milliseconds)
+            self._groups_expire_at = now + 2 * needed
+        if now + needed > self._groups_expire_at:
+            await self._abandon(attempt, "its groups would expire before they are merged", now)
+            return
         request = open_request(attempt, self.spec, self.prepared, self._groups_expire_at)
         try:
             opened = await self.around.sums.open(request)
@@ -243,11 +253,6 @@ class Runner:
             return
         except SumsRefused as refused:
             await self._abandon(attempt, f"the aggregator refused to open groups: {refused}", self.book.now())
-            return
-        waited = len(self.waiting)
-        drawn = await self._drawing.draw(size, self.spec.eligibility.minimum_separation_milliseconds)
-        if len(drawn) < attempt.terms.minimum_cohort:
-            self._begin_window(self.book.now())
             return
         slots = tuple(
             Slot(secrets.token_bytes(SESSION_BYTES), mark_of(self.around.key, attempt, device)) for device in drawn
@@ -277,8 +282,8 @@ class Runner:
     def _perform(self, attempt: Round, effect: rounds.Effect) -> None:
         match effect:
             case rounds.Gather():
-                self._drawing.begin()
-                self._groups_expire_at = 0
+                if self._drawing.begin(attempt.number, attempt.attempt):
+                    self._groups_expire_at = 0
                 self._begin_window(self.book.now())
             case rounds.WatchGroups():
                 self._seen = Seen()
@@ -329,6 +334,8 @@ class Runner:
                 self._woken.set()
         except SumsRefused as refused:
             await self._abandon(attempt, f"the aggregator gave the round up: {refused}", self.book.now())
+        else:  # before anybody closed them
+            await self._abandon(attempt, "the aggregator gave all groups up", self.book.now())
 
     async def _close(self, attempt: Round) -> None:
         try:
