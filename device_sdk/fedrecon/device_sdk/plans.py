@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.errors import UnusablePlanError
@@ -15,8 +14,9 @@ from fedrecon.v1 import plan_pb2
 from fedrecon.v1.plan_pb2 import Graph, GraphRole, Manifest
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import manifests
+from fedrecon.wire.checkpoints import MismatchedCheckpointError, global_parameters
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.tensors import MalformedTensorsError, numpy_types, read_safetensors
+from fedrecon.wire.tensors import MalformedTensorsError, read_safetensors
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -77,24 +77,11 @@ def read_checkpoint(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any
         UnusablePlanError: a parameter is missing, has another shape, or holds a value that is not finite.
     """
     try:
-        stored = read_safetensors(content)
+        return global_parameters(manifest, read_safetensors(content))
     except MalformedTensorsError as error:
         raise UnusablePlanError(f"the checkpoint cannot be read: {error}") from error
-    checkpoint: dict[str, NDArray[Any]] = {}
-    for parameter in manifest.parameters:
-        if parameter.placement != plan_pb2.PLACEMENT_GLOBAL:
-            continue
-        tensor, shape = stored.get(parameter.name), tuple(parameter.shape)
-        fixed = 1 if parameter.vocabulary else 0
-        if tensor is None or tensor.ndim != len(shape) or tensor.shape[fixed:] != shape[fixed:]:
-            raise UnusablePlanError(
-                f"checkpoint: parameter {parameter.name} should have shape {list(shape)}, "
-                f"found {'nothing' if tensor is None else list(tensor.shape)}"
-            )
-        if not np.isfinite(tensor).all():
-            raise UnusablePlanError(f"checkpoint: parameter {parameter.name} holds values that are not finite")
-        checkpoint[parameter.name] = tensor.astype(numpy_types[parameter.dtype], copy=False)
-    return checkpoint
+    except MismatchedCheckpointError as error:
+        raise UnusablePlanError(f"checkpoint: {error}") from error
 
 
 def rows_in_force(manifest: Manifest, checkpoint: Arrays) -> dict[str, int]:

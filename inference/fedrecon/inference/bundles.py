@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.plan_pb2 import Field, GraphRole, Manifest, Parameter, Schedule
 from fedrecon.v1.task_pb2 import LocalWork
+from fedrecon.wire.checkpoints import MismatchedCheckpointError, global_parameters
 from fedrecon.wire.digests import digest_of, verify_digest
 from fedrecon.wire.manifests import read_manifest
-from fedrecon.wire.tensors import numpy_types, read_safetensors
+from fedrecon.wire.tensors import read_safetensors
 from fedrecon.wire.vocabularies import Items, read_vocabulary
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -149,23 +149,10 @@ def read_checkpoint(bundle: Bundle, content: bytes) -> dict[str, NDArray[Any]]:
         NotExportableError: a global parameter is missing, has another shape, or is not finite.
     """
     tensors = read_safetensors(content)
-    checkpoint: dict[str, NDArray[Any]] = {}
-    for parameter in bundle.manifest.parameters:
-        if parameter.placement != plan_pb2.PLACEMENT_GLOBAL:
-            continue
-        if parameter.name not in tensors:
-            raise NotExportableError(f"the checkpoint lacks the parameter {parameter.name!r} of the plan")
-        values = tensors[parameter.name]
-        fixed = 1 if parameter.vocabulary else 0
-        if len(values.shape) != len(parameter.shape) or values.shape[fixed:] != tuple(parameter.shape[fixed:]):
-            raise NotExportableError(
-                f"parameter {parameter.name!r} is {list(values.shape)} in the checkpoint and {list(parameter.shape)} "
-                "in the plan: they do not belong together"
-            )
-        if not np.isfinite(values).all():
-            raise NotExportableError(f"parameter {parameter.name!r} of the checkpoint is not finite: training diverged")
-        checkpoint[parameter.name] = values.astype(numpy_types[parameter.dtype])
-    return checkpoint
+    try:
+        return global_parameters(bundle.manifest, tensors)
+    except MismatchedCheckpointError as error:
+        raise NotExportableError(str(error)) from error
 
 
 def read_items(bundle: Bundle, content: bytes) -> Items:
