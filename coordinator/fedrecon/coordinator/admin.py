@@ -15,8 +15,9 @@ import grpc
 
 from fedrecon.coordinator import ledger, stories, tasks
 from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
-from fedrecon.coordinator.ledger import TaskAt
+from fedrecon.coordinator.ledger import RoundAt, TaskAt
 from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
+from fedrecon.coordinator.reading import Reader
 from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.round_events import IllegalEvent
@@ -35,6 +36,8 @@ from fedrecon.wire.digests import DigestMismatchError
 LARGEST_BLOB_BYTES = 8 << 30
 _SPOOLED_BYTES = 16 << 20
 _DEFAULT_LIMIT = 100
+_LARGEST_LIMIT = 1_000
+"""Rounds that one call reads: `before_round` goes on from there."""
 _WATCH_MILLISECONDS = 10_000
 _PROGRESS_MILLISECONDS = 500
 _UNKNOWN_OPERATOR = "unauthenticated"
@@ -52,6 +55,7 @@ class AdminService(AdminServicer):
         self._roster = roster
         self._around = roster.around
         self._stopping = stopping
+        self._reader = Reader(roster.around.journal)
 
     async def PutBlob(  # noqa: N802 - the contract's name, as all that follow
         self, request_iterator: AsyncIterator[admin_pb2.PutBlobRequest], context: Any
@@ -125,7 +129,7 @@ class AdminService(AdminServicer):
         """Lists attempts, newest first."""
         del context
         task, _ = await self._known(request.task)
-        limit = request.limit or _DEFAULT_LIMIT
+        limit = min(request.limit or _DEFAULT_LIMIT, _LARGEST_LIMIT)
         number = min(request.before_round - 1, task.number) if request.before_round else task.number
         listed: list[admin_pb2.Round] = []
         while number >= 1 and len(listed) < limit:
@@ -161,13 +165,12 @@ class AdminService(AdminServicer):
         del context
         shown: admin_pb2.Task | None = None
         while not self._stopping.is_set():
-            # Read before what is shown, so that a change in between ends the wait at once.
-            versions = await self._versions(request.task)
-            current = await self._task(request.task)
+            task, version, found = await self._look_at(request.task)
+            current = await self._message_of(request.task, task, version, found)
             if current != shown:
                 shown = current
                 yield admin_pb2.WatchTaskResponse(task=current)
-            await self._wait_for_change(request.task, *versions)
+            await self._wait_for_change(request.task, version, task.number, found.version)
 
     async def ListCheckpoints(  # noqa: N802
         self, request: admin_pb2.ListCheckpointsRequest, context: Any
@@ -230,7 +233,7 @@ class AdminService(AdminServicer):
 
     async def _known(self, name: str) -> tuple[tasks.Task, int]:
         names = await ledger.load_names(self._around.journal)
-        at = await ledger.load_task(self._around.journal, name) if name in names else TaskAt(None, 0)
+        at = await self._reader.task(name) if name in names else TaskAt(None, 0)
         if at.task is None:
             known = ", ".join(names) or "none"
             raise Refusal(
@@ -242,10 +245,17 @@ class AdminService(AdminServicer):
         return at.task, at.version
 
     async def _task(self, name: str) -> admin_pb2.Task:
+        return await self._message_of(name, *await self._look_at(name))
+
+    async def _look_at(self, name: str) -> tuple[tasks.Task, int, RoundAt]:
+        """Returns a task, the version of its stream, and the round that runs or comes next."""
         task, version = await self._known(name)
-        attempt = (await ledger.load_round(self._around.journal, name, task.number)).last
+        return task, version, await self._reader.round(name, task.number)
+
+    async def _message_of(self, name: str, task: tasks.Task, version: int, found: RoundAt) -> admin_pb2.Task:
+        attempt = found.last
         if attempt is None and task.committed:
-            attempt = (await ledger.load_round(self._around.journal, name, task.committed)).last
+            attempt = (await self._reader.round(name, task.committed)).last
         return task_message(task, version, attempt, self._reports(name, attempt))
 
     def _reports(self, name: str, attempt: Round | None) -> int | None:
@@ -256,11 +266,6 @@ class AdminService(AdminServicer):
         running = runner.book.attempt
         is_same = running is not None and running.opened == attempt.opened
         return runner.seen.reports if is_same else None
-
-    async def _versions(self, name: str) -> tuple[int, int, int]:
-        task, version = await self._known(name)
-        found = await ledger.load_round(self._around.journal, name, task.number)
-        return version, task.number, found.version
 
     async def _wait_for_change(self, name: str, task_version: int, number: int, round_version: int) -> None:
         journal, clock = self._around.journal, self._around.clock

@@ -110,6 +110,17 @@ def fold_task(before: TaskAt, recorded: Iterable[Recorded]) -> TaskAt:
     return TaskAt(task, version)
 
 
+def fold_round(before: RoundAt, recorded: Iterable[Recorded]) -> RoundAt:
+    """Applies further entries of a round's stream; those it has seen already are left out."""
+    attempts, version = before.attempts, before.version
+    for each in recorded:
+        if each.version <= version:
+            continue
+        entry = round_entries.decode(each.event)
+        attempts, version = apply(attempts, entry.event, entry.at).attempts, each.version
+    return RoundAt(attempts, version)
+
+
 async def load_task(journal: Journal, name: str) -> TaskAt:
     """Reads a task."""
     history = await journal.load(name, TASK_STREAM)
@@ -130,11 +141,8 @@ async def load_round_entries(journal: Journal, name: str, number: int) -> list[E
 
 async def load_round(journal: Journal, name: str, number: int) -> RoundAt:
     """Reads a round; without attempts if there is no such round."""
-    attempts: tuple[Round, ...] = ()
-    entries = await load_round_entries(journal, name, number)
-    for entry in entries:
-        attempts = apply(attempts, entry.event, entry.at).attempts
-    return RoundAt(attempts, len(entries))
+    history = await journal.load(name, round_stream(number))
+    return fold_round(RoundAt(), history.events)
 
 
 async def load_names(journal: Journal) -> list[str]:

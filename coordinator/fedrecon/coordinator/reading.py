@@ -1,0 +1,50 @@
+"""Tasks and rounds for whoever only looks on: read once, then only what is new.
+
+A task's stream grows with every round (ten thousand rounds are 0.15 s of replay), and a watcher looks twice a second.
+
+Rules: what is kept is what the journal held at some moment, and every reading asks for what came after it. Of a task's
+rounds only the two newest are kept.
+"""
+
+from __future__ import annotations
+
+from fedrecon.coordinator import ledger
+from fedrecon.coordinator.entries import TASK_STREAM, round_stream
+from fedrecon.coordinator.ledger import RoundAt, TaskAt
+from fedrecon.ops.journal import Journal
+
+_ROUNDS_KEPT = 2
+
+
+class Reader:
+    """Reads one journal.
+
+    Args:
+        journal: Where tasks and rounds are kept.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._tasks: dict[str, TaskAt] = {}
+        self._rounds: dict[str, dict[int, RoundAt]] = {}
+
+    async def task(self, name: str) -> TaskAt:
+        """Returns a task as it stands; without one if there is none of that name."""
+        at = self._tasks.get(name, TaskAt(None, 0))
+        while recorded := await self._journal.tail(name, TASK_STREAM, at.version, 0):
+            at = ledger.fold_task(at, recorded)
+        if at.task is not None:
+            self._tasks[name] = at
+        return at
+
+    async def round(self, name: str, number: int) -> RoundAt:
+        """Returns a round as it stands; without attempts if there is no such round."""
+        at = self._rounds.get(name, {}).get(number, RoundAt())
+        while recorded := await self._journal.tail(name, round_stream(number), at.version, 0):
+            at = ledger.fold_round(at, recorded)
+        if at.attempts:
+            kept = self._rounds.setdefault(name, {})
+            kept[number] = at
+            for old in sorted(kept)[:-_ROUNDS_KEPT]:
+                del kept[old]
+        return at
