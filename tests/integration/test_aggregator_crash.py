@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from fedrecon.aggregator.groups import Accepted, Closed
+from fedrecon.aggregator.group_events import Accepted, Closed
 from fedrecon.aggregator.snapshots import Snapshots
 from fedrecon.aggregator.summing import CODEC
 from fedrecon.ops.blobs import LocalBlobs

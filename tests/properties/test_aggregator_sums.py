@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
-from fedrecon.aggregator.groups import Config, Metric, Phase, Segment
+from fedrecon.aggregator.group_events import Config, Metric, Phase, Segment
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import protocol_of
 from fedrecon.aggregator.optimizers import adagrad, adam, sgd, yogi

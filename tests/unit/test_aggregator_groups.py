@@ -7,23 +7,25 @@ from dataclasses import replace
 import pytest
 
 from fedrecon.aggregator import groups
-from fedrecon.aggregator.groups import (
-    TRANSITIONS,
+from fedrecon.aggregator.group_events import (
     Aborted,
     Accepted,
-    Acknowledge,
     Closed,
     Config,
     Event,
-    Group,
-    IllegalEventError,
-    KeepOnlySnapshot,
     Metric,
     Opened,
     Phase,
-    RemoveSnapshots,
     Report,
     Segment,
+)
+from fedrecon.aggregator.groups import (
+    TRANSITIONS,
+    Acknowledge,
+    Group,
+    IllegalEventError,
+    KeepOnlySnapshot,
+    RemoveSnapshots,
     step,
 )
 from fedrecon.aggregator.summing import CODEC

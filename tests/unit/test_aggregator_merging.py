@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrecon.aggregator.groups import Config, Metric, Phase, Segment
+from fedrecon.aggregator.group_events import Config, Metric, Phase, Segment
 from fedrecon.aggregator.merging import ClosedSum, MismatchedCheckpointError, NotFiniteError, apply, combine
 from fedrecon.aggregator.optimizers import OptimizerStateMismatchError, adam, sgd
 from fedrecon.aggregator.secure_sum import DamagedSumError, InvalidReportError, WrongPhaseError

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedrecon.aggregator import attempts, groups, summing
+from fedrecon.aggregator import attempts, group_events, summing
 from fedrecon.coordinator import entries, round_events, tasks
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.session import CHECK_IN_SECONDS
@@ -110,7 +110,7 @@ def test_the_data_model_names_every_event_of_every_stream() -> None:
     }
 
 
-def names_known_to(codec: Codec[groups.Event]) -> set[str]:
+def names_known_to(codec: Codec[group_events.Event]) -> set[str]:
     return set(codec._adapters)
 
 

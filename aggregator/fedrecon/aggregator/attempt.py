@@ -11,7 +11,7 @@ import hashlib
 
 import grpc
 
-from fedrecon.aggregator.groups import Config
+from fedrecon.aggregator.group_events import Config
 from fedrecon.aggregator.refusals import round_closed
 from fedrecon.aggregator.summing import Summing
 from fedrecon.ops.boundary import Refusal

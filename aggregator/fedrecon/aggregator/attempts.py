@@ -20,7 +20,8 @@ import grpc
 
 from fedrecon.aggregator import groups
 from fedrecon.aggregator.attempt import Attempt
-from fedrecon.aggregator.groups import Config, Group, Opened, Phase
+from fedrecon.aggregator.group_events import Config, Opened, Phase
+from fedrecon.aggregator.groups import Group
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.snapshots import SnapshotLostError
 from fedrecon.aggregator.summing import CODEC, Storage, Summing

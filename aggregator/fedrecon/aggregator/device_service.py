@@ -14,7 +14,7 @@ import grpc
 
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
-from fedrecon.aggregator.groups import Phase
+from fedrecon.aggregator.group_events import Phase
 from fedrecon.aggregator.ingest import StagedUpload, Staging, StagingKey, chunks_in
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import fate_of, malformed, phase_of

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrecon.aggregator.groups import Config
+from fedrecon.aggregator.group_events import Config
 from fedrecon.aggregator.optimizers import Optimizer, State
 from fedrecon.aggregator.secure_sum import DamagedSumError, check_sum
 from fedrecon.wire.digests import digest_of

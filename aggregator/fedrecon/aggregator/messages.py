@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import grpc
 
-from fedrecon.aggregator import groups
+from fedrecon.aggregator import group_events
 from fedrecon.aggregator.attempt import Attempt
-from fedrecon.aggregator.groups import Config, Phase
+from fedrecon.aggregator.group_events import Config, Phase
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.summing import Summing
 from fedrecon.aggregator.trusted import TrustedSum
@@ -90,10 +90,10 @@ def _config_of(request: OpenRequest) -> Config:
         kind=request.kind,
         protocol=request.secure_sum.protocol,
         segments=tuple(
-            groups.Segment(segment.parameter, elements, segment.bound)
+            group_events.Segment(segment.parameter, elements, segment.bound)
             for segment, elements in zip(segments, request.segment_elements, strict=True)
         ),
-        metrics=tuple(groups.Metric(metric.name, metric.bound) for metric in request.metrics),
+        metrics=tuple(group_events.Metric(metric.name, metric.bound) for metric in request.metrics),
         ring_bits=request.secure_sum.ring_bits,
         maximum_reports=request.secure_sum.maximum_reports,
         maximum_weight=request.secure_sum.maximum_weight,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fedrecon.aggregator.groups import Phase
+from fedrecon.aggregator.group_events import Phase
 from fedrecon.wire.fixed_point import TAIL_ONE, TAIL_WEIGHT, Vector
 
 

@@ -23,9 +23,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from fedrecon.aggregator import groups
+from fedrecon.aggregator import group_events, groups
 from fedrecon.aggregator.batches import Batch
-from fedrecon.aggregator.groups import Aborted, Accepted, Closed, Event, Group, Opened, Report
+from fedrecon.aggregator.group_events import Aborted, Accepted, Closed, Event, Opened, Report
+from fedrecon.aggregator.groups import Group
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.refusals import round_closed, round_interrupted, storage_failed, storage_full, taken_over
 from fedrecon.aggregator.secure_sum import SecureSum
@@ -199,7 +200,7 @@ class Summing:
         """
         self._ending = True
         async with self._turn:
-            if self.group.phase is not groups.Phase.ABORTED:
+            if self.group.phase is not group_events.Phase.ABORTED:
                 await self._abort(Aborted(reason, len(self.group.reports), self._storage.clock.now_milliseconds()))
 
     async def read_sum(self) -> Vector:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedrecon.aggregator import optimizers
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
-from fedrecon.aggregator.groups import Phase
+from fedrecon.aggregator.group_events import Phase
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.merging import (

@@ -11,7 +11,7 @@ from typing import Never
 
 import numpy as np
 
-from fedrecon.aggregator.groups import Phase
+from fedrecon.aggregator.group_events import Phase
 from fedrecon.aggregator.secure_sum import InvalidReportError, WrongPhaseError, check_sum
 from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_ONE, TAIL_WEIGHT, FixedPoint, Vector
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedrecon.aggregator.groups import Config
+from fedrecon.aggregator.group_events import Config
 from fedrecon.aggregator.merging import ClosedSum, RoundSum, apply, combine
 from fedrecon.aggregator.messages import config_of, protocol_of
 from fedrecon.aggregator.optimizers import from_message

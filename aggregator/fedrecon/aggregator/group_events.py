@@ -1,0 +1,195 @@
+"""What happens to a sum group: the events of its journal, and the values that they hold.
+
+The names of the classes are the names on disk (`fedrecon.ops.journal.codec`): none is ever renamed, and fields are only
+added, with a default. What follows from an event, and when it is legal, is `groups.step`'s to say.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from fedrecon.wire.fixed_point import FixedPoint
+from fedrecon.wire.fixed_point import Segment as FixedPointSegment
+
+
+class Phase(enum.IntEnum):
+    """Phases of a group: names and numbers of `GroupPhase` in the contract."""
+
+    JOINING = 1
+    SHARING = 2
+    UPLOADING = 3
+    UNMASKING = 4
+    CLOSED = 5
+    ABORTED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of vector elements.
+
+    Attributes:
+        parameter: the global parameter that they change.
+        elements: how many.
+        bound: contribution bound of one element.
+    """
+
+    parameter: str
+    elements: int
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric sum of the vector's tail.
+
+    Attributes:
+        name: its name.
+        bound: largest absolute value that one example adds.
+    """
+
+    name: str
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a group was opened for; the same for all groups of an attempt.
+
+    Attributes:
+        task: name of the task.
+        round: number of the round.
+        attempt: attempt of the round.
+        kind: `SessionKind` of its sessions.
+        protocol: `SumProtocol` of the sum.
+        segments: body of the vectors, in order.
+        metrics: metric sums of the tail, in order.
+        ring_bits: bits of the body's ring.
+        maximum_reports: most reports in one group.
+        maximum_weight: largest weight of one report.
+        minimum_group: fewest reports for which the sum is opened.
+        cohort_size: devices that are assigned to the attempt.
+        plan_digest: the plan.
+        checkpoint_digest: the checkpoint that updates start from.
+        expires_milliseconds: when a group that nobody closed is given up, Unix milliseconds.
+    """
+
+    task: str
+    round: int
+    attempt: int
+    kind: int
+    protocol: int
+    segments: tuple[Segment, ...]
+    metrics: tuple[Metric, ...]
+    ring_bits: int
+    maximum_reports: int
+    maximum_weight: int
+    minimum_group: int
+    cohort_size: int
+    plan_digest: bytes
+    checkpoint_digest: bytes
+    expires_milliseconds: int
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """How reports of this group become integers.
+
+        Raises:
+            ValueError: under these numbers a sum could overflow or carry nothing.
+        """
+        return FixedPoint(
+            segments=tuple(FixedPointSegment(one.elements, one.bound) for one in self.segments),
+            metric_bounds=tuple(metric.bound for metric in self.metrics),
+            maximum_reports=self.maximum_reports,
+            maximum_weight=self.maximum_weight,
+            ring_bits=self.ring_bits,
+        )
+
+    @property
+    def group_count(self) -> int:
+        """Groups that an attempt of this size needs."""
+        return max(1, -(-self.cohort_size // self.maximum_reports))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A group exists.
+
+    Attributes:
+        group: its id, 16 random bytes.
+        config: what it is for.
+        holder: the aggregator on whose disk its sum lies.
+        phase: where it begins.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    group: bytes
+    config: Config
+    holder: str
+    phase: Phase
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report in a sum.
+
+    Attributes:
+        session: whose it is.
+        digest: SHA-256 of its vector.
+    """
+
+    session: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A batch of reports is in the sum, and the sum is on disk.
+
+    Attributes:
+        reports: the batch.
+        total: reports in the sum, with this batch.
+        snapshot: digest of the sealed file that holds the sum.
+        sum_digest: SHA-256 of the sum's vector.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    reports: tuple[Report, ...]
+    total: int
+    snapshot: bytes
+    sum_digest: bytes
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The sum is final.
+
+    Attributes:
+        reports: reports in it.
+        sum_digest: SHA-256 of its vector.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    reports: int
+    sum_digest: bytes
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The group was given up: all its reports are void.
+
+    Attributes:
+        reason: why, a stable word.
+        voided: how many reports that makes void.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    reason: str
+    voided: int
+    at_milliseconds: int
+
+
+Event = Opened | Accepted | Closed | Aborted
