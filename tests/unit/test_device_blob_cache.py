@@ -1,5 +1,6 @@
 """The blob cache and the files it is made of."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -33,6 +34,34 @@ def test_memory_is_bounded_and_files_remain(tmp_path: Path) -> None:
         cache.write(digest_of(content), content)
     assert len(cache._recent) == 1
     assert [cache.read(digest_of(content)) for content in contents] == contents
+
+
+def test_the_blobs_used_longest_ago_make_room_on_disk(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, memory_bytes=8, kept_bytes=20)
+    contents = [bytes([number]) * 8 for number in range(4)]
+    digests = [digest_of(content) for content in contents]
+    cache.note("live", b"a note is no blob")
+    for moment, (digest, content) in enumerate(zip(digests[:2], contents, strict=False)):
+        cache.write(digest, content)
+        os.utime(tmp_path / digest.hex(), (moment, moment))
+    assert cache.read(digests[0]) == contents[0]  # used again, so the other one goes
+    cache.write(digests[2], contents[2])
+    assert [BlobCache(tmp_path).read(digest) is not None for digest in digests[:3]] == [True, False, True]
+    assert BlobCache(tmp_path).recall("live") == b"a note is no blob"
+
+
+def test_a_blob_larger_than_the_cache_is_kept_alone(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, kept_bytes=4)
+    for content in (b"small", b"larger"):
+        cache.write(digest_of(content), content)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"larger"]
+
+
+def test_a_cache_without_a_folder_is_bounded_too() -> None:
+    cache = BlobCache(kept_bytes=20)
+    for number in range(100):
+        cache.write(digest_of(bytes([number]) * 8), bytes([number]) * 8)
+    assert [number for number in range(100) if cache.read(digest_of(bytes([number]) * 8))] == [98, 99]
 
 
 def test_a_finished_transfer_removes_its_beginning(tmp_path: Path) -> None:
