@@ -12,7 +12,7 @@ from fedrecon.ops.printing import print_json
 
 
 def demo(
-    data: Annotated[Path | None, typer.Option("--data", help="MovieLens folder; default: made-up ratings")] = None,
+    place: Annotated[Path | None, typer.Option("--data", help="MovieLens folder; default: made-up ratings")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="rounds to commit")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")] = False,
 ) -> None:
@@ -20,7 +20,7 @@ def demo(
     from fedrecon.ops.demo.running import run_demo
 
     console = Console(stderr=as_json)
-    result = run_demo(data, rounds, console)
+    result = run_demo(place, rounds, console)
     summary = result.as_dict()
     console.print(
         f"\n[bold green]{summary['committed']} rounds committed[/], {summary['abandoned']} abandoned, in "

@@ -43,9 +43,9 @@ class Progress:
         outcomes = self.tally.outcomes
         line = (
             f"devices: {outcomes['uploaded']} reported, {outcomes[VANISHED]} dropped out, "
-            f"{outcomes['too late']} too late, {outcomes['rejected']} not drawn   "
-            f"each user's own mean: RMSE {self.baseline:.4f}"
+            f"{outcomes['too late']} too late, {outcomes['rejected']} not drawn\n"
+            f"to compare: predicting each unseen user's own mean has RMSE {self.baseline:.4f}"
         )
         if self.mended:
-            line += f"   started again: {', '.join(self.mended)}"
+            line += f"\nstarted again: {', '.join(self.mended)}"
         return Group(table, Text(line, style="dim"))

@@ -91,22 +91,22 @@ class Result:
         }
 
 
-def run_demo(data: Path | None, rounds: int | None, console: Console) -> Result:
+def run_demo(place: Path | None, rounds: int | None, console: Console) -> Result:
     """Run the whole demo.
 
     Args:
-        data: MovieLens folder or file of ratings; None makes ratings up.
+        place: MovieLens folder or file of ratings; None makes ratings up.
         rounds: rounds to commit; the configuration's own by default.
         console: where it is shown.
 
     Raises:
-        UserMistake: the data cannot be read, or a service cannot start.
+        UserMistake: the ratings cannot be read, or a service cannot start.
     """
-    configuration = MADE_UP if data is None else MOVIELENS
+    configuration = MADE_UP if place is None else MOVIELENS
     if rounds is not None:
         configuration = replace(configuration, rounds=rounds)
     with console.status("reading ratings"):
-        ratings = _ratings(data)
+        ratings = _ratings(place)
         people = people_of(ratings)
     console.print(
         f"[bold]{len(ratings):,}[/] ratings of {len(ratings.item_keys):,} titles by {len(ratings.user_keys):,} users; "
@@ -140,11 +140,11 @@ def run_demo(data: Path | None, rounds: int | None, console: Console) -> Result:
     return result
 
 
-def _ratings(data: Path | None) -> Ratings:
-    if data is None:
+def _ratings(place: Path | None) -> Ratings:
+    if place is None:
         return generate(users=_USERS, items=_ITEMS, seed=_SEED)
     try:
-        return load(data)
+        return load(place)
     except (MalformedFile, UnknownDataset) as error:
         raise UserMistake(str(error)) from error
 
