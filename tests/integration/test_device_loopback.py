@@ -65,10 +65,10 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
         assert context.time_remaining() is not None, "every call has a deadline"
         assert context.time_remaining() < 1000
         self.arrived.append(message)
-        info = self.refusals.get(type(message).__name__)
-        if info is not None:
-            context.set_trailing_metadata((("fedrecon-error-bin", info.SerializeToString()),))
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, info.message)
+        refusal = self.refusals.get(type(message).__name__)
+        if refusal is not None:
+            context.set_trailing_metadata((("fedrecon-error-bin", refusal.SerializeToString()),))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.message)
 
     def CheckIn(self, request: Any, context: Any) -> CheckInResponse:  # noqa: N802
         self.note(request, context)
@@ -242,8 +242,8 @@ async def test_a_refusal_arrives_with_reason_and_advice(
     running: tuple[Services, str, grpc.Server], *, asynchronous: bool
 ) -> None:
     services, target, _ = running
-    info = ErrorInfo(reason="ROUND_CLOSED", message="the round is closed", advice="come back later")
-    services.refusals["JoinRequest"] = info
+    refusal = ErrorInfo(reason="ROUND_CLOSED", message="the round is closed", advice="come back later")
+    services.refusals["JoinRequest"] = refusal
     taking_part = device(target)
     ended: Participation = await taking_part.participate_async() if asynchronous else taking_part.participate()
     assert (ended.outcome, ended.reason) == (Outcome.TOO_LATE, "ROUND_CLOSED")

@@ -23,7 +23,7 @@ _MADE_UP_ITEMS = 500
 def fleet(
     population: Annotated[str, typer.Option("--population", help="population that the devices check in to")] = "demo",
     devices: Annotated[int, typer.Option("--devices", min=1, help="devices; fewer if the data has fewer users")] = 300,
-    data: Annotated[Path | None, typer.Option("--data", help="MovieLens folder; default: made-up ratings")] = None,
+    place: Annotated[Path | None, typer.Option("--data", help="MovieLens folder; default: made-up ratings")] = None,
     awake: Annotated[int, typer.Option("--awake", min=1, help="devices that take part at once")] = 160,
     dropout: Annotated[float, typer.Option("--dropout", min=0, max=1, help="share of assigned that vanish")] = 0.1,
     median_seconds: Annotated[float, typer.Option("--median-seconds", min=0, help="median training time")] = 0.05,
@@ -51,7 +51,7 @@ def fleet(
     settings = load_settings(Settings)
     authority = settings.tls_server_authority.read_bytes() if settings.tls_server_authority else None
     try:
-        ratings = load(data) if data is not None else generate(max(devices * 5 // 4 + 1, 10), _MADE_UP_ITEMS, seed)
+        ratings = load(place) if place is not None else generate(max(devices * 5 // 4 + 1, 10), _MADE_UP_ITEMS, seed)
     except (MalformedFile, UnknownDataset) as error:
         raise UserMistake(str(error)) from error
     people = people_of(ratings).training[:devices]
