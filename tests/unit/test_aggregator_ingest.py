@@ -155,6 +155,19 @@ def test_only_uploads_that_nobody_touches_make_room() -> None:
         place.begin(key(8), 1_000, DIGEST, 0)
 
 
+def test_a_connection_that_is_silent_for_minutes_holds_no_room() -> None:
+    place, time, _ = staging(limit=1_000)
+    silent = place.begin(key(1), 1_000, DIGEST, 0)
+    send(place, silent, until=300)
+    time.seconds = 299.0
+    with refusal("STAGING_FULL"):
+        place.begin(key(2), 1_000, DIGEST, 0)
+    time.seconds = 300.0
+    place.begin(key(2), 1_000, DIGEST, 0)
+    with refusal("UPLOAD_REPLACED"):
+        place.append(silent, next(cut(CONTENT, 300, 300)), 0)
+
+
 def test_the_end_of_an_attempt_forgets_its_uploads_only() -> None:
     place, _, _ = staging()
     place.begin(key(1), 1_000, DIGEST, 0)

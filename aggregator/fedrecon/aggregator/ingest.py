@@ -3,7 +3,8 @@
 Rules: the size is known from the header and must be the layout's, so nothing is held that cannot be a report; all
 uploads together hold at most a fixed number of bytes. Each chunk's digest is checked as it comes. An upload whose
 connection is lost keeps its bytes, and goes on from there for as long as the process lives; if room is needed for
-others, those that nobody has touched for a minute are dropped, the oldest first, and begin again. A session has one
+others, those that nobody has touched for a minute are dropped, the oldest first, and begin again; after five minutes
+also those whose connection lives and is silent, since it is the device that sets its deadline. A session has one
 upload: a newer connection takes over from an older one. Nothing is on disk, so nothing lies there in the clear.
 """
 
@@ -23,6 +24,7 @@ from fedrecon.wire.chunks import CHUNK_BYTES, ChunkOrderError, take
 from fedrecon.wire.digests import DigestMismatchError
 
 _IDLE_SECONDS = 60.0
+_SILENT_SECONDS = 300.0
 
 StagingKey = tuple[str, int, int, bytes]
 """Task, round, attempt, session."""
@@ -182,7 +184,7 @@ class Staging:
         idle = sorted(
             (upload.touched, key)
             for key, upload in self._uploads.items()
-            if not upload.connected and self._monotonic() - upload.touched >= _IDLE_SECONDS
+            if self._monotonic() - upload.touched >= (_SILENT_SECONDS if upload.connected else _IDLE_SECONDS)
         )
         for _, key in idle:
             if self.bytes_held + size <= self.limit_bytes:
