@@ -131,7 +131,7 @@ class Book:
         """
         async with self._writing:
             now = self.now()
-            at = self._rounds.get(number, RoundAt())
+            at = await self.round_at(number)  # an old one may have made room since it was asked for
             applied = ledger.apply(at.attempts, event, now)
             task = self._task.task
             for task_event in task_events:
