@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedrecon.device_sdk import plans, runtime
-from fedrecon.learning.model import Constant, FederatedModel, Field, Metric, ModelError, Role
-from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factorization, squared_error
+from fedrecon.learning.model import FederatedModel
+from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factorization
 from fedrecon.learning.models.personal_network import personal_network
 from fedrecon.learning.planning import CompiledPlan, PlanError, compile_plan, read_bundle, verify_plan
-from fedrecon.learning.planning.graphs import compile_graphs, predict, touch
-from fedrecon.learning.planning.inspection import inspect
+from fedrecon.learning.planning.graphs import predict
 from fedrecon.learning.planning.verification import levels, open_graph, verify
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
 from fedrecon.learning.simulation import Steps, client_update
@@ -357,162 +356,6 @@ def test_a_graph_that_differs_from_torch_is_never_written(gradient: Compiled, mo
         verify(gradient.model, [graph], seed=0)
 
 
-class Tied(nn.Module):
-    """Item vectors are looked up, and used as a matrix, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.items = nn.Embedding(ROWS, 4)
-        self.user = nn.Parameter(torch.zeros(4))
-        self.decoder = nn.Linear(4, ROWS, bias=False)
-        self.decoder.weight = self.items.weight
-
-    def forward(self, item: Tensor) -> Tensor:
-        vectors: Tensor = self.items(item)
-        scores: Tensor = self.decoder(vectors)
-        return (vectors * self.user).sum(-1) + scores.mean(-1)
-
-
-class Looked(nn.Module):
-    """A small model around one layer under test."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.items = nn.Embedding(ROWS, 4)
-        self.user = nn.Parameter(torch.zeros(4))
-        self.middle = layer
-
-    def forward(self, item: Tensor) -> Tensor:
-        vectors: Tensor = self.middle(self.items(item))
-        return (vectors * self.user).sum(-1)
-
-
-class Counting(nn.Module):
-    """Row numbers are used as numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.items = nn.Embedding(ROWS, 4)
-        self.user = nn.Parameter(torch.zeros(4))
-
-    def forward(self, item: Tensor) -> Tensor:
-        vectors: Tensor = self.items(item)
-        return (vectors * self.user).sum(-1) + item * 0.01
-
-
-def declare(module: nn.Module) -> FederatedModel:
-    globals_ = {name for name, _ in module.named_parameters()} - {"user"}
-    return FederatedModel(
-        name="under test",
-        module=module,
-        local={"user": Constant(0.0)},
-        fields=(
-            Field("item", dtype=torch.int64, vocabulary=ITEMS),
-            Field("rating", Role.TARGET, minimum=0.5, maximum=5.0),
-        ),
-        loss=squared_error,
-        metrics={"squared_error": Metric(squared_error, 25.0)},
-        bounds=dict.fromkeys(globals_, 0.5),
-        vocabularies={"items.weight": ITEMS},
-    )
-
-
-def test_tied_weights_are_refused_by_name() -> None:
-    with pytest.raises(PlanError, match=r"row-sparse parameter 'items\.weight' is used by layer 'decoder' \(linear\)"):
-        inspect(declare(Tied()))
-
-
-def test_row_numbers_used_as_numbers_are_refused_by_name() -> None:
-    with pytest.raises(PlanError, match=r"field 'item' of vocabulary 'items' goes to the model itself \(mul\)"):
-        inspect(declare(Counting()))
-
-
-class FunctionalDropout(nn.Module):
-    """Draws random numbers without a layer that says so."""
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return nn.functional.dropout(vectors, 0.5, training=True)
-
-
-@pytest.mark.parametrize(
-    ("layer", "kind"),
-    [
-        (nn.BatchNorm1d(4), "BatchNorm1d"),
-        (nn.Dropout(0.5), "Dropout"),
-        (nn.EmbeddingBag(4, 4), "EmbeddingBag"),
-        (nn.Conv1d(4, 4, 1), "Conv1d"),
-        (nn.GRU(4, 4), "GRU"),
-        (FunctionalDropout(), "draws random numbers"),
-    ],
-)
-def test_an_unsupported_layer_is_refused_by_name(layer: nn.Module, kind: str) -> None:
-    with pytest.raises(PlanError, match=rf"layer 'middle'.*{kind}"):
-        inspect(declare(Looked(layer)))
-
-
-def test_dropout_that_is_switched_off_is_accepted() -> None:
-    inspect(declare(Looked(nn.Dropout(0.5).eval())))
-
-
-def test_ridge_is_refused_where_locals_are_not_linear() -> None:
-    model = declare(Looked(nn.Identity()))
-    squashed = FederatedModel(
-        **{
-            **{name: getattr(model, name) for name in FederatedModel.__dataclass_fields__},
-            "reconstruction": Ridge("rating"),
-            "module": Squashed(),
-        }
-    )
-    with pytest.raises(PlanError, match="not linear in its local parameters"):
-        inspect(squashed)
-
-
-class Squashed(Looked):
-    """Not linear in the user vector."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Identity())
-
-    def forward(self, item: Tensor) -> Tensor:
-        return torch.tanh(super().forward(item))
-
-
-def test_a_vocabulary_of_another_length_is_refused() -> None:
-    from fedrecon.learning.planning.manifest import Blobs, build_manifest
-
-    short = Vocabulary(name=ITEMS, version=1, keys=["one"])
-    with pytest.raises(PlanError, match="has 23 rows, but vocabulary 'items' has 1 keys"):
-        build_manifest(declare(Looked(nn.Identity())), [], {ITEMS: short}, [], Blobs())
-    with pytest.raises(PlanError, match="needs the vocabularies"):
-        build_manifest(declare(Looked(nn.Identity())), [], {}, [], Blobs())
-
-
-class LinearScores(nn.Module):
-    """Its gradient is a transposed matrix times a 1-D vector, which ONNX Runtime gets wrong if it is told so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.linspace(-1, 1, 5))
-        self.shift = nn.Parameter(torch.zeros(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.mv(features, self.weight) + self.shift
-
-
-def test_a_matrix_times_a_vector_is_computed_right_at_both_levels() -> None:
-    model = FederatedModel(
-        name="linear",
-        module=LinearScores(),
-        local={"shift": Constant(0.0)},
-        fields=(Field("features", shape=(5,)), Field("rating", Role.TARGET)),
-        loss=squared_error,
-        metrics={"squared_error": Metric(squared_error, 25.0)},
-        bounds={"weight": 0.5},
-    )
-    inspect(model)
-    assert verify(model, compile_graphs(model), seed=3)[1] < 1e-5
-
-
 @pytest.mark.parametrize("name", ["gradient", "ridge", "network"])
 def test_a_device_computes_what_the_simulation_computes(name: str, request: pytest.FixtureRequest) -> None:
     """The device SDK runs the plan from its bytes; torch runs the model with the same split, schedules and start."""
@@ -563,116 +406,7 @@ def test_plain_matrix_factorization_agrees_with_torch(reconstruction: Ridge | No
         check_client(compiled, draw_client(compiled.model, 20, 4, 3, seed))
 
 
-class Pair(nn.Module):
-    """An item and a short history, both looked up in one table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.items = nn.Embedding(ROWS, 4)
-        self.head = nn.Linear(4, 4)
-        self.user = nn.Parameter(torch.zeros(4))
-
-    def forward(self, item: Tensor, history: Tensor) -> Tensor:
-        seen: Tensor = nn.functional.gelu(self.items(history).mean(1))
-        vectors: Tensor = self.items(item) + self.head(seen)
-        return (vectors * self.user).sum(-1)
-
-
-def declare_pair() -> FederatedModel:
-    return FederatedModel(
-        name="pair",
-        module=Pair(),
-        local={"user": Constant(0.0)},
-        fields=(
-            Field("item", dtype=torch.int64, vocabulary=ITEMS),
-            Field("history", dtype=torch.int64, shape=(3,), vocabulary=ITEMS),
-            Field("rating", Role.TARGET),
-        ),
-        loss=squared_error,
-        metrics={"squared_error": Metric(squared_error, 25.0)},
-        bounds={"items.weight": 0.5, "head.weight": 0.5, "head.bias": 0.5},
-        vocabularies={"items.weight": ITEMS},
-    )
-
-
-def test_fields_of_one_vocabulary_are_renumbered_together() -> None:
-    graph = touch(declare_pair())
-    run = open_graph("touch", graph.content, levels[0][1])
-    found = run("touch", {"field.item": np.array([90, 7]), "field.history": np.array([[7, 5, 90], [5, 5, 2]])})
-    assert found["rows.items"].tolist() == [2, 5, 7, 90]
-    assert found["renumbered.item"].tolist() == [3, 2]
-    assert found["renumbered.history"].tolist() == [[2, 1, 3], [1, 1, 0]]
-    empty = run("touch", {"field.item": np.zeros(0, np.int64), "field.history": np.zeros((0, 3), np.int64)})
-    assert {name: array.shape for name, array in empty.items()} == {
-        "rows.items": (0,),
-        "renumbered.item": (0,),
-        "renumbered.history": (0, 3),
-    }
-
-
-class Classifier(nn.Module):
-    """Three classes from five features, with a personal shift of a normalised hidden layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(5, 6)
-        self.normal = nn.GroupNorm(2, 6)
-        self.last = nn.Linear(6, 3)
-        self.user = nn.Parameter(torch.zeros(6))
-
-    def forward(self, features: Tensor) -> Tensor:
-        hidden: Tensor = nn.functional.silu(self.normal(self.first(features))) + self.user
-        classes: Tensor = self.last(hidden)
-        return classes
-
-
-def cross_entropy(prediction: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(prediction, targets["label"], reduction="none")
-
-
-def is_right(prediction: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-    return (prediction.argmax(-1) == targets["label"]).float()
-
-
-def declare_classifier() -> FederatedModel:
-    module = Classifier()
-    return FederatedModel(
-        name="classifier",
-        module=module,
-        local={"user": Constant(0.0)},
-        fields=(
-            Field("features", shape=(5,)),
-            Field("label", Role.TARGET, torch.int64, minimum=0, maximum=2),
-        ),
-        loss=cross_entropy,
-        metrics={"right": Metric(is_right, 1.0), "cross_entropy": Metric(cross_entropy, 20.0)},
-        bounds={name: 0.5 for name, _ in module.named_parameters() if name != "user"},
-        score=lambda prediction: prediction[:, 0],
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [declare_pair, declare_classifier])
-def test_models_of_other_kinds_agree_with_torch(make: Callable[[], FederatedModel]) -> None:
-    torch.manual_seed(0)
-    model = make()
-    inspect(model)
-    assert verify(model, compile_graphs(model), seed=0)[1] < 1e-5
-
-
 def test_digests_name_the_exact_bytes(gradient: Compiled) -> None:
     assert digest_of((gradient.plan.path / "manifest.json").read_bytes()) == gradient.plan.digest
     for path in (gradient.plan.path / "blobs").iterdir():
         assert digest_of(path.read_bytes()).hex() == path.name
-
-
-def test_a_local_row_sparse_parameter_is_refused() -> None:
-    model = declare(Looked(nn.Identity()))
-    with pytest.raises(ModelError, match=r"'items\.weight' is local and row-sparse"):
-        FederatedModel(
-            **{
-                **{name: getattr(model, name) for name in FederatedModel.__dataclass_fields__},
-                "local": {"items.weight": Constant(0.0)},
-                "bounds": {"user": 0.5},
-            }
-        )
