@@ -148,10 +148,12 @@ class Machine(RuleBasedStateMachine):
             self.twin.phase = "committed"
             self.commits += 1
 
-    @rule(early=st.sampled_from([True, True, True, False]))
-    def abandon(self, early: bool) -> None:
-        event = Abandoned("why", self.now - 1 if early else self.now + 100)
-        is_legal = self.twin.phase in {"selecting", "reporting", "aggregating"} and not early
+    @rule(retry_after=st.sampled_from([-1, 0, 100]), wanted=st.sampled_from([True, False, False, False]))
+    def abandon(self, retry_after: int, wanted: bool) -> None:
+        if not wanted:  # or no round would live long
+            return
+        event = Abandoned("why", self.now + retry_after)
+        is_legal = self.twin.phase in {"selecting", "reporting", "aggregating"}
         if self.happen(event, is_legal=is_legal):
             self.twin.phase = "abandoned"
 

@@ -245,3 +245,9 @@ def test_a_report_is_pending_then_counted_or_void() -> None:
 def test_no_report_is_called_counted_when_some_groups_were_given_up() -> None:
     partly = after(OPENED, ASSIGNED, finishes(0), ENDED, replace(CLOSED, voided=1), COMMITTED)
     assert fate_of(partly, SLOTS[0].session) is Fate.NONE
+
+
+def test_an_attempt_may_be_abandoned_after_its_retry_was_due() -> None:
+    attempt, _ = step(after(OPENED, ASSIGNED), Abandoned("decided before the journal was away", 20), 60_000)
+    assert attempt.phase is Phase.ABANDONED
+    assert due(attempt, Seen(), 60_000) is None

@@ -80,8 +80,6 @@ def next_phase(attempt: Round | None, event: Event, now: int) -> Phase:
             _check_closed(attempt, event)
         case Committed():
             _check_committed(attempt, event)
-        case Abandoned() if event.retry_at < now:
-            raise IllegalEvent("the next attempt cannot come before this one is abandoned")
     return following
 
 
