@@ -11,19 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from fedrecon.learning.plan_tables import tables_of
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.printing import print_json
-from fedrecon.v1 import common_pb2, plan_pb2
+from fedrecon.v1 import plan_pb2
 
 if TYPE_CHECKING:
-    from fedrecon.learning.planning import Bundle
     from fedrecon.learning.reconstruction import Reconstruction
 
 plan = typer.Typer(no_args_is_help=True, help="Compile models into signed training plans, and check plans.")
@@ -132,7 +130,7 @@ def show(directory: PlanFolder, as_json: AsJson = False) -> None:
         print_json(described)
         return
     console = Console(markup=False, highlight=False)
-    for table in _tables(bundle):
+    for table in tables_of(bundle):
         console.print(table)
 
 
@@ -224,106 +222,3 @@ def _rated_items(folder: Path, name: str) -> plan_pb2.Vocabulary:
     except (MalformedFile, UnknownDataset) as error:
         raise UserMistake(str(error)) from error
     return plan_pb2.Vocabulary(name=name, version=1, keys=ratings.item_keys, titles=ratings.titles)
-
-
-def _tables(bundle: Bundle) -> Iterator[Table]:
-    """Yields the tables that describe a plan."""
-    manifest = bundle.manifest
-    yield _table(
-        "Plan",
-        ("", ""),
-        [
-            ("name", manifest.name),
-            ("digest", bundle.digest.hex()),
-            ("publisher", bundle.signature.publisher_key.hex()),
-            (
-                "compiled with",
-                ", ".join(f"{name} {version}" for name, version in sorted(manifest.compiled_with.items())),
-            ),
-        ],
-    )
-    bounds = {segment.parameter: f"{segment.bound:g}" for segment in manifest.layout.segments}
-    yield _table(
-        "Parameters",
-        ("name", "placement", "shape", "rows of", "starts as", "bound"),
-        [
-            (
-                each.name,
-                _word(plan_pb2.Placement.Name(each.placement), "PLACEMENT_"),
-                "x".join(map(str, each.shape)) or "scalar",
-                each.vocabulary,
-                _start(each),
-                bounds.get(each.name, ""),
-            )
-            for each in manifest.parameters
-        ],
-    )
-    yield _table(
-        "Fields",
-        ("name", "role", "type", "rows of", "limits"),
-        [
-            (
-                each.name,
-                _word(plan_pb2.FieldRole.Name(each.role), "FIELD_ROLE_"),
-                "x".join([_word(common_pb2.Dtype.Name(each.dtype), "DTYPE_"), *map(str, each.shape)]),
-                each.vocabulary,
-                f"{each.minimum:g} to {each.maximum:g}" if each.limited else "",
-            )
-            for each in manifest.fields
-        ],
-    )
-    yield _table(
-        "Graphs",
-        ("role", "bytes", "inputs", "outputs"),
-        [
-            (
-                _word(plan_pb2.GraphRole.Name(graph.role), "GRAPH_ROLE_"),
-                str(graph.blob.size),
-                "\n".join(value.name for value in graph.inputs),
-                "\n".join(value.name for value in graph.outputs),
-            )
-            for graph in manifest.graphs
-        ],
-    )
-    yield _table(
-        "Hyperparameters",
-        ("name", "default", "limits", ""),
-        [
-            (
-                name,
-                f"{each.default_value:g}",
-                f"{each.minimum:g} to {each.maximum:g}",
-                "per step" if each.per_step else "",
-            )
-            for name, each in sorted(manifest.hyperparameters.items())
-        ],
-    )
-    yield _table("Metrics", ("name", "bound"), [(each.name, f"{each.bound:g}") for each in manifest.metrics])
-
-
-def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", show_header=any(headings))
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
-def _word(name: str, prefix: str) -> str:
-    """Returns the name of an enum's value as a person reads it."""
-    return name.removeprefix(prefix).lower()
-
-
-def _start(parameter: plan_pb2.Parameter) -> str:
-    """Returns how a local parameter starts, for people."""
-    initial: Any = parameter.initial
-    match initial.WhichOneof("rule"):
-        case "constant":
-            return f"{initial.constant:g}"
-        case "uniform_bound":
-            return f"uniform in ±{initial.uniform_bound:g}"
-        case "global_parameter":
-            return str(initial.global_parameter)
-        case _:
-            return "checkpoint"
