@@ -132,6 +132,7 @@ class Stack:
             if not self.settings.redis_url:
                 self.valkey = EmbeddedValkey(self.home / "valkey")
                 self.valkey.start()
+                self._write_stack_file()
             for name in ROLES:
                 self._start_role(self.roles[name])
             self._write_stack_file()
@@ -228,6 +229,7 @@ class Stack:
                 start_new_session=True,
             )
         role.started = time.monotonic()
+        self._write_stack_file()  # at once: whoever kills this process now must not leave that one behind
         ready = self._wait_until_ready(role, ready_file)
         role.address, role.metrics_address = ready["address"], ready["metrics_address"] or ""
 
@@ -288,12 +290,12 @@ class Stack:
 
 
 def read_stack_file(home: Path) -> dict[str, Any] | None:
-    """Return where the services of the stack on this folder are, or None if none runs there."""
+    """Return where the services of the stack on this folder are, or None if none runs there, or is just starting."""
     try:
         content: dict[str, Any] = json.loads((home / STACK_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return content if _is_ours(content["pid"]) else None
+    return content if _is_ours(content["pid"]) and all(content[name] for name in ROLES) else None
 
 
 def _is_ours(pid: int) -> bool:
@@ -307,19 +309,21 @@ def _is_ours(pid: int) -> bool:
 
 
 def _stop_leftovers(path: Path) -> None:
-    """Stop the services of a stack whose own process is gone: nobody else would."""
+    """Stop the services of a stack whose own process is gone, as who holds the home's lock knows: nobody else would."""
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return
-    if _is_ours(content["pid"]):
         return
     for name in ("inference", "coordinator", "aggregator", "valkey"):
         pid = content["pids"].get(name)
         if pid is None or not _is_ours(pid):
             continue
-        process = psutil.Process(pid)
-        process.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait()
     path.unlink(missing_ok=True)
