@@ -58,6 +58,9 @@ async def one(request: Chunk, context: Any) -> Chunk:
     match request.data:
         case b"refuse":
             raise Refusal(grpc.StatusCode.NOT_FOUND, "UNKNOWN_TASK", "No such task.", "List them.")
+        case b"refuse at length":
+            text = request.digest.decode(errors="surrogatepass") * 10_000
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "UNKNOWN_TASK", text, text)
         case b"storage":
             raise StorageFullError("redis://secret@host")
         case b"bug":
@@ -176,6 +179,18 @@ async def test_a_refusal_reaches_the_caller_with_reason_and_advice(tmp_path: Pat
             "List them.",
         )
         assert not explained.HasField("retry")
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "€", "😀", "\n", "\ud800"])
+async def test_a_refusal_of_any_length_and_script_reaches_the_caller(tmp_path: Path, letter: str) -> None:
+    async with running(tmp_path) as service:
+        question = Chunk(data=b"refuse at length", digest=letter.encode(errors="surrogatepass"))
+        error = await refused(call(service.channel, "One")(question, timeout=5))
+        explained = refusal_of(error)
+        assert explained is not None
+        assert (error.code(), explained.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_TASK")
+        assert explained.message
+        assert explained.advice
 
 
 async def test_a_refusal_inside_a_stream_follows_what_was_sent(tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ REFUSAL_CODES = frozenset(
 )
 
 _REASON = re.compile(r"[A-Z][A-Z0-9_]*")
-_LONGEST_TEXT = 1500  # characters: all metadata of a call must stay under 8 KiB
+# Bytes: all metadata of a call must stay under 8 KiB. In `ErrorInfo` a byte takes 4/3; in the status, what is not ASCII
+# takes three for each of its bytes.
+_LONGEST_TEXT = 1500
+_LONGEST_DETAILS = 600
 _EXEMPT = ("/grpc.health.", "/grpc.reflection.")
 
 _log = logger_of(__name__)
@@ -96,8 +99,16 @@ class Refusal(Exception):  # noqa: N818 - an answer to the caller, not an error 
             earliest, latest = self.retry_milliseconds
             retry = RetryWindow(min_milliseconds=earliest, max_milliseconds=latest)
         return ErrorInfo(
-            reason=self.reason, message=self.message[:_LONGEST_TEXT], advice=self.advice[:_LONGEST_TEXT], retry=retry
+            reason=self.reason,
+            message=_cut(self.message, _LONGEST_TEXT),
+            advice=_cut(self.advice, _LONGEST_TEXT),
+            retry=retry,
         )
+
+
+def _cut(text: str, longest: int) -> str:
+    """Returns the beginning of a text, at most so many bytes of UTF-8."""
+    return text.encode(errors="replace")[:longest].decode(errors="ignore")
 
 
 _refusals_of_exceptions: dict[type[Exception], Refusal] = {}
@@ -302,7 +313,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             )
         await context.abort(
             ending.code,
-            explained.message,
+            _cut(explained.message, _LONGEST_DETAILS),
             # An answer is not a lost call: gRPC's own retries stop, and the caller decides by the retry window.
             trailing_metadata=((ERROR_METADATA, explained.SerializeToString()), ("grpc-retry-pushback-ms", "-1")),
         )
