@@ -158,6 +158,11 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
         (lambda spec: setattr(spec.optimizer, "rule", task_pb2.OPTIMIZER_RULE_ADAM), "INVALID_SPEC", "adaptivity"),
         (lambda spec: setattr(spec.secure_sum, "ring_bits", 24), "INVALID_SPEC", "ring_bits"),
         (lambda spec: setattr(spec.secure_sum, "minimum_group", 11), "INVALID_SPEC", "minimum_group"),
+        (
+            lambda spec: spec.secure_sum.MergeFrom(task_pb2.SecureSum(minimum_group=3, maximum_reports=2)),
+            "INVALID_SPEC",
+            "at most maximum_reports",
+        ),
         (lambda spec: setattr(spec.secure_sum, "maximum_reports", 0), "INVALID_SPEC", "maximum_reports"),
         (lambda spec: setattr(spec.eligibility, "minimum_sdk_version", "1.x"), "INVALID_SPEC", "minimum_sdk_version"),
         (

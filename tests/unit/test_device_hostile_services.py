@@ -19,7 +19,7 @@ from fedrecon.v1.plan_pb2 import Manifest, Schedule
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import write_manifest
 from support import device_bundle as bundle
-from support.device_services import Examples, Services, play
+from support.device_services import PUBLISHER, Examples, Services, play
 
 LARGEST_UINT32 = (1 << 32) - 1
 
@@ -59,6 +59,16 @@ def test_an_assignment_that_makes_no_sense_reports_nothing(plan: Any, change: Ca
     assert (participation.outcome, participation.reason) == (Outcome.FAILED, "UNUSABLE_PLAN")
     assert "Join" not in services.names()
     assert services.finished.outcome == coordinator_pb2.SESSION_OUTCOME_LOCAL_FAILED
+
+
+@pytest.mark.parametrize("kind", [coordinator_pb2.SESSION_KIND_TRAIN, coordinator_pb2.SESSION_KIND_EVALUATE])
+def test_a_group_that_cannot_hold_as_many_as_the_app_wants_is_refused(plan: Any, kind: int) -> None:
+    assignment = bundle.make_assignment(plan, kind=kind)
+    assignment.secure_sum.maximum_reports = 4
+    services = Services(plan, assignment)
+    participation = play(services, floors=read_floors([PUBLISHER], "allowed", 5)).participation
+    assert (participation.outcome, participation.reason) == (Outcome.REFUSED, "GROUP_TOO_SMALL")
+    assert services.names() == ["CheckIn", "FinishSession"]
 
 
 @pytest.mark.parametrize("digest", [b"", b"x", b"x" * 1000])

@@ -238,6 +238,11 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
     for field in ("maximum_weight", "maximum_reports"):
         if getattr(secure_sum, field) < 1:
             yield f"secure_sum.{field}: at least 1 is needed"
+    if secure_sum.minimum_group > secure_sum.maximum_reports:
+        yield (
+            f"secure_sum.minimum_group {secure_sum.minimum_group}: no group could be opened, as one holds at most "
+            f"maximum_reports ({secure_sum.maximum_reports})"
+        )
     if secure_sum.minimum_group > spec.rounds.report_goal:
         yield (
             f"secure_sum.minimum_group {secure_sum.minimum_group}: no group can be opened with a report_goal of "

@@ -106,6 +106,12 @@ def verify_assignment(assignment: Assignment, floors: Floors) -> None:
             "upgrade the SDK",
             reason="UNKNOWN_PROTOCOL",
         )
+    if assignment.secure_sum.maximum_reports < floors.minimum_group:  # it promises groups that cannot be
+        raise FloorsNotMetError(
+            f"the assignment's sums hold at most {assignment.secure_sum.maximum_reports} reports; "
+            f"the app joins groups of at least {floors.minimum_group}",
+            reason="GROUP_TOO_SMALL",
+        )
 
 
 def _verify_plan(assignment: Assignment, floors: Floors) -> None:
