@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fedrecon.ops.stack import read_stack_file
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIVE = "fedrecon up"
 
@@ -43,7 +45,7 @@ def test_the_five_minutes_by_hand_end_with_recommendations(tmp_path: Path, shell
             if command == LIVE:
                 with (tmp_path / "up.log").open("w") as log:
                     stack = subprocess.Popen(command.split(), cwd=tmp_path, env=shell, stdout=log, stderr=log)
-                wait_for(tmp_path / ".fedrecon" / "stack.json", stack)
+                wait_for_stack(tmp_path / ".fedrecon", stack)
                 continue
             ended = subprocess.run(
                 ["/bin/bash", "-c", command], cwd=tmp_path, env=shell, capture_output=True, text=True, check=False
@@ -59,11 +61,11 @@ def test_the_five_minutes_by_hand_end_with_recommendations(tmp_path: Path, shell
     assert not (tmp_path / ".fedrecon" / "stack.json").exists()
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_stack(home: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while read_stack_file(home) is None:
         assert process.poll() is None, "the stack ended"
-        assert time.monotonic() < deadline, f"{path} did not appear"
+        assert time.monotonic() < deadline, f"no stack on {home}"
         time.sleep(0.1)
 
 
