@@ -50,25 +50,7 @@ CHECK_IN_SECONDS = 45.0  # the coordinator waits up to 30 s for its selection
 LONGEST_TICKET_SECONDS = 3600.0  # whoever asks earlier than the ticket says keeps its place
 
 # Refusals that mean: the round or the group went on without this report.
-LATE_REASONS = frozenset(
-    {
-        "GROUP_ABORTED",
-        "GROUP_CLOSED",
-        "GROUP_FULL",
-        "LATE",
-        "ROUND_ABANDONED",
-        "ROUND_CLOSED",
-        "ROUND_OVER",
-        "SESSION_EXPIRED",
-        "SESSION_OVER",
-        "TOKEN_EXPIRED",
-        "TOO_LATE",
-        "UNKNOWN_GROUP",
-        "UNKNOWN_ROUND",
-        "UNKNOWN_SESSION",
-        "UPLOADS_CLOSED",
-    }
-)
+LATE_REASONS = frozenset({"GROUP_FULL", "ROUND_CLOSED", "TOKEN_EXPIRED", "UNKNOWN_GROUP", "UNKNOWN_ROUND"})
 ENDED_PHASES = frozenset(
     {
         aggregator_pb2.GROUP_PHASE_UNMASKING,
