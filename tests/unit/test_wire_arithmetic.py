@@ -62,6 +62,40 @@ def test_initial_locals_give_their_published_values() -> None:
             assert np.array_equal(initial[parameter["name"]], expected)
 
 
+def test_digests_are_the_published_ones() -> None:
+    for case in VECTORS["digests"]:
+        assert digests.digest_of(bytes.fromhex(case["content"])).hex() == case["sha256"]
+
+
+def test_splits_are_the_published_ones() -> None:
+    for case in VECTORS["splits"]:
+        support, query = schedules.split(
+            case["examples"],
+            task_pb2.SplitRule.Value(case["rule"]),
+            batch_size=case["batch_size"],
+            support_fraction=case["support_fraction"],
+            seed=bytes.fromhex(case["seed"]),
+        )
+        assert support.tolist() == case["support"]
+        assert query.tolist() == case["query"]
+
+
+def test_schedules_are_the_published_ones() -> None:
+    for case in VECTORS["schedules"]:
+        schedule = Schedule(batch_size=case["batch_size"], epochs=case["epochs"], maximum_steps=case["maximum_steps"])
+        order, mask = schedules.order(np.array(case["positions"], dtype=np.int64), schedule)
+        assert order.tolist() == case["order"]
+        assert mask.tolist() == case["mask"]
+
+
+def test_plan_signatures_are_the_published_ones() -> None:
+    for case in VECTORS["plan_signatures"]:
+        key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(case["secret_key"]))
+        signature = manifests.sign_plan(bytes.fromhex(case["plan_digest"]), key)
+        assert signature.publisher_key.hex() == case["publisher_key"]
+        assert signature.signature.hex() == case["signature"]
+
+
 def test_the_keystream_is_addressed_by_position() -> None:
     whole = keystream.words(bytes(range(32)), "test", 0, 1000)
     for start, count in [(0, 1), (1, 7), (3, 4), (997, 3), (500, 0)]:
