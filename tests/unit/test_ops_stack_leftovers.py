@@ -14,7 +14,7 @@ import pytest
 
 from fedrecon.ops import stack
 from fedrecon.ops.settings import Settings
-from fedrecon.ops.stack import ROLES, STACK_FILE, Role, Stack, read_stack_file
+from fedrecon.ops.stack import ROLES, STACK_FILE, Role, Stack, read_stack_file, started_of
 
 STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 
@@ -30,9 +30,9 @@ def stubborn() -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
-def _file(folder: Path, pid: int, **pids: int) -> Path:
+def _file(folder: Path, pid: int, started: float | None, **processes: dict[str, Any]) -> Path:
     path = folder / STACK_FILE
-    path.write_text(json.dumps({"pid": pid, "pids": pids}))
+    path.write_text(json.dumps({"pid": pid, "started": started, "processes": processes}))
     return path
 
 
@@ -43,9 +43,18 @@ def test_a_left_over_service_is_stopped_even_if_it_does_not_want_to(
     tmp_path: Path, stubborn: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, pid: int
 ) -> None:
     monkeypatch.setattr(stack, "_STOP_SECONDS", 0.1)
-    path = _file(tmp_path, pid, aggregator=stubborn.pid)
+    path = _file(tmp_path, pid, 1.0, aggregator={"pid": stubborn.pid, "started": started_of(stubborn.pid)})
     stack._stop_leftovers(path)
     assert stubborn.poll() is not None
+    assert not path.exists()
+
+
+def test_a_process_that_only_has_a_services_number_is_left_alone(
+    tmp_path: Path, stubborn: subprocess.Popen[bytes]
+) -> None:
+    path = _file(tmp_path, 2**22 - 1, None, aggregator={"pid": stubborn.pid, "started": 1.0})
+    stack._stop_leftovers(path)
+    assert stubborn.poll() is None
     assert not path.exists()
 
 
@@ -66,4 +75,4 @@ def test_a_service_is_written_down_before_it_is_ready(
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: stubborn)
     for name in ROLES:
         starting._start_role(starting.roles[name])
-    assert [set(each["pids"]) for each in written] == [set(ROLES[: count + 1]) for count in range(len(ROLES))]
+    assert [set(each["processes"]) for each in written] == [set(ROLES[: count + 1]) for count in range(len(ROLES))]

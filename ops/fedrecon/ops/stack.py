@@ -280,10 +280,11 @@ class Stack:
             pids["valkey"] = self.valkey.pid
         content = {
             "pid": os.getpid(),
+            "started": started_of(os.getpid()),
             "redis": self.valkey.url if self.valkey is not None else self.settings.redis_url,
             **{role.name: role.address for role in self.roles.values()},
             "metrics": {role.name: role.metrics_address for role in self.roles.values()},
-            "pids": pids,
+            "processes": {name: {"pid": pid, "started": started_of(pid)} for name, pid in pids.items()},
         }
         write_durably(self.home / STACK_FILE, [json.dumps(content, indent=2).encode()])
         self.is_file_stale = False
@@ -295,17 +296,22 @@ def read_stack_file(home: Path) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads((home / STACK_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return content if _is_ours(content["pid"]) and all(content[name] for name in ROLES) else None
+    return content if _lives(content) and all(content[name] for name in ROLES) else None
 
 
-def _is_ours(pid: int) -> bool:
-    """Whether a process lives and is one of fedrecon's: numbers are used again by others."""
+def started_of(pid: int) -> float | None:
+    """Return when a process was started; None if it does not live. With its number it names a process for good."""
     try:
         process = psutil.Process(pid)
-        line = " ".join(process.cmdline())
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
-        return False
-    return process.status() != psutil.STATUS_ZOMBIE and any(word in line for word in ("fedrecon", "valkey", "pytest"))
+        return None
+
+
+def _lives(named: dict[str, Any]) -> bool:
+    """Whether the process that a file names by number and start still lives."""
+    started = started_of(named["pid"])
+    return started is not None and started == named["started"]
 
 
 def _stop_leftovers(path: Path) -> None:
@@ -315,11 +321,11 @@ def _stop_leftovers(path: Path) -> None:
     except (FileNotFoundError, json.JSONDecodeError):
         return
     for name in ("inference", "coordinator", "aggregator", "valkey"):
-        pid = content["pids"].get(name)
-        if pid is None or not _is_ours(pid):
+        left = content["processes"].get(name)
+        if left is None or not _lives(left):
             continue
         with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
+            process = psutil.Process(left["pid"])
             process.terminate()
             try:
                 process.wait(_STOP_SECONDS)
