@@ -64,20 +64,36 @@ def why(
 @rounds.command()
 def watch(name: Name, server: Server = None, as_json: AsJson = False) -> None:
     """Watch a task's rounds live, until the task ends or Ctrl-C."""
+    newest: list[admin.Round] = []
     with open_admin(server) as stub, Live(rounds_table(), refresh_per_second=8, transient=as_json) as live:
         for answer in stub.WatchTask(admin.WatchTaskRequest(task=name), timeout=WATCH_SECONDS):
             if as_json:
                 print_json(as_dict(answer.task))
             else:
-                # A change may tell of the next round before the last one was seen to end: show all of the newest.
-                request = admin.ListRoundsRequest(task=name, limit=SHOWN_ROUNDS)
-                newest = stub.ListRounds(request, timeout=CALL_SECONDS).rounds
+                if not is_known(newest, answer.task.round):
+                    request = admin.ListRoundsRequest(task=name, limit=SHOWN_ROUNDS)
+                    newest[:] = stub.ListRounds(request, timeout=CALL_SECONDS).rounds
                 table = rounds_table(f"{name}: {state_of(answer.task)}")
                 for each in reversed(newest):
                     table.add_row(*row_of(each))
                 live.update(table)
             if answer.task.state in _ENDED:
                 return
+
+
+def is_known(newest: list[admin.Round], shown: admin.Round) -> bool:
+    """Bring the newest attempt up to date; False where another one has begun, and all of them are to be listed again.
+
+    A change may tell of the next round before the last one was seen to end.
+
+    Args:
+        newest: what was listed, newest first.
+        shown: the attempt that a change is about.
+    """
+    if not newest or newest[0].key != shown.key:
+        return False
+    newest[0] = shown
+    return True
 
 
 def rounds_table(title: str = "", *more: str) -> Table:

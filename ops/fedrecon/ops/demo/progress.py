@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Group
@@ -29,7 +28,7 @@ class Progress:
 
     rounds: int
     baseline: float
-    newest: Sequence[admin.Round] = ()
+    newest: list[admin.Round] = field(default_factory=list)
     unseen_rmse: dict[int, float] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     mended: list[str] = field(default_factory=list)

@@ -36,7 +36,7 @@ from fedrecon.ops.fleet.people import ITEM, RATING, People, Person, people_of, u
 from fedrecon.ops.fleet.running import VANISHED, Fleet
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.plan_folders import blob_file, manifest_file
-from fedrecon.ops.round_commands import SHOWN_ROUNDS
+from fedrecon.ops.round_commands import SHOWN_ROUNDS, is_known
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
@@ -245,8 +245,9 @@ async def _states(stack: Stack, progress: Progress) -> AsyncIterator[admin.Task]
         while True:
             try:
                 async for answer in stub.WatchTask(admin.WatchTaskRequest(task=TASK), timeout=_WATCH_SECONDS):
-                    request = admin.ListRoundsRequest(task=TASK, limit=SHOWN_ROUNDS)
-                    progress.newest = (await stub.ListRounds(request, timeout=CALL_SECONDS)).rounds
+                    if not is_known(progress.newest, answer.task.round):
+                        request = admin.ListRoundsRequest(task=TASK, limit=SHOWN_ROUNDS)
+                        progress.newest[:] = (await stub.ListRounds(request, timeout=CALL_SECONDS)).rounds
                     yield answer.task
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(_LOOK_SECONDS)  # it is being started again
