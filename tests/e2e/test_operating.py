@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.command import main
+from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.fleet.people import People
-from fedrecon.ops.settings import Settings
+from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import Stack
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
@@ -134,3 +135,24 @@ def test_a_device_cannot_call_what_operators_call(town: Town, plan_folder: Path)
             assert refusal is not None
             assert refusal.reason == "SERVICE_IDENTITY_REQUIRED"
     assert town.task().state == admin.TASK_STATE_RUNNING
+
+
+def test_rounds_run_on_a_redis_and_a_blob_store_of_ones_own(
+    tmp_path: Path, people: People, plan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = tmp_path / "blobs elsewhere"
+    with EmbeddedValkey(tmp_path / "journal elsewhere") as server:
+        monkeypatch.setenv("FEDRECON_REDIS_URL", server.url)
+        monkeypatch.setenv("FEDRECON_BLOBS_URL", str(blobs))
+        with Stack(load_settings(Settings, home=tmp_path / "home")) as stack:
+            assert stack.valkey is None
+            town = Town(stack, people)
+            town.create_task(plan_folder, "rounds.maximum_rounds=1")
+            town.wake()
+            try:
+                town.wait_until(lambda task: task.state == admin.TASK_STATE_COMPLETED)
+            finally:
+                town.sleep()
+    assert any(blobs.rglob("*"))
+    assert not (tmp_path / "home" / "valkey").exists()
+    assert not (tmp_path / "home" / "blobs").exists()
