@@ -27,8 +27,8 @@ PROMISED = {
 }
 
 
-def run_demo(folder: Path, *arguments: str) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDRECON_")}
+def run_demo(folder: Path, *arguments: str, **variables: str) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDRECON_")} | variables
     ended = subprocess.run(
         [sys.executable, "-m", "fedrecon.ops", "demo", "--json", *arguments],
         cwd=folder,
@@ -43,7 +43,9 @@ def run_demo(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_the_demo_ends_with_a_recommender_and_nothing_running(tmp_path: Path) -> None:
-    summary = run_demo(tmp_path, "--rounds", "3")
+    blobs = tmp_path / "blobs elsewhere"
+    summary = run_demo(tmp_path, "--rounds", "3", FEDRECON_BLOBS_URL=str(blobs))
+    assert any(blobs.iterdir())
     assert set(summary) >= PROMISED
     assert summary["committed"] == summary["rounds"] == 3
     assert summary["dropped"] > 0

@@ -215,10 +215,7 @@ def _read_items(path: Path, name: str) -> plan_pb2.Vocabulary:
 
 def _rated_items(folder: Path, name: str) -> plan_pb2.Vocabulary:
     """Returns the items that a folder of ratings names, as version 1 of a vocabulary."""
-    from fedrecon.datasets import MalformedFile, UnknownDataset, load
+    from fedrecon.ops.rating_files import load_ratings
 
-    try:
-        ratings = load(folder)
-    except (MalformedFile, UnknownDataset) as error:
-        raise UserMistake(str(error)) from error
+    ratings = load_ratings(folder)
     return plan_pb2.Vocabulary(name=name, version=1, keys=ratings.item_keys, titles=ratings.titles)

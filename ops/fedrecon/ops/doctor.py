@@ -199,15 +199,14 @@ async def _examine_redis(settings: Settings) -> Finding:
     from fedrecon.ops.journal import JournalError
     from fedrecon.ops.journal.redis import RedisJournal
 
-    accepted_loss = settings.redis_durability == "accepted-loss"
     try:
         journal = await RedisJournal.connect(
-            settings.redis_url, accepted_loss=accepted_loss, patience_seconds=_PATIENCE_SECONDS
+            settings.redis_url, accepted_loss=settings.accepts_loss, patience_seconds=_PATIENCE_SECONDS
         )
     except (JournalError, ValueError) as error:
         return Finding("journal", "wrong", str(error), "mend the server, or correct FEDRECON_REDIS_URL")
     await journal.close()
-    if accepted_loss:
+    if settings.accepts_loss:
         return Finding(
             "journal",
             "warning",

@@ -149,6 +149,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def accepts_loss(self) -> bool:
+        """Whether the operator accepts by name that Redis may lose what it acknowledged."""
+        return self.redis_durability == "accepted-loss"
+
+    @property
     def blobs_place(self) -> str | Path:
         """Where blobs lie: an object store, or a folder in home."""
         return self.blobs_url or self.home / "blobs"

@@ -63,7 +63,6 @@ class Role:
         process: Its process, if it was started.
         address: Where it answers, once it was ready.
         metrics_address: Where it tells its metrics.
-        restarts: How often it had to be started again.
         started: When its process was started, monotonic seconds.
         quick_deaths: Deaths in a row soon after the start.
         log_start: Where the log of its process begins in the log of all its predecessors, in bytes.
@@ -73,7 +72,6 @@ class Role:
     process: subprocess.Popen[bytes] | None = None
     address: str = ""
     metrics_address: str = ""
-    restarts: int = 0
     started: float = 0.0
     quick_deaths: int = 0
     log_start: int = 0
@@ -174,7 +172,6 @@ class Stack:
                     f"The end of its log {self._log_of(role)}:\n{self._log_end(role)}",
                 )
             time.sleep(_PAUSES_SECONDS[role.quick_deaths])
-            role.restarts += 1
             self.is_file_stale = True
             self._start_role(role)
             mended.append(role.name)

@@ -114,7 +114,7 @@ def refuse_wrong_redis(settings: Settings) -> None:
     async def look() -> None:
         journal = await RedisJournal.connect(
             settings.redis_url,
-            accepted_loss=settings.redis_durability == "accepted-loss",
+            accepted_loss=settings.accepts_loss,
             patience_seconds=_PATIENCE_SECONDS,
         )
         await journal.close()

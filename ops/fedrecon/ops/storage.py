@@ -30,9 +30,8 @@ async def connect_journal(settings: Settings) -> RedisJournal:
             "FEDRECON_REDIS_URL is not set: the journal is kept there.",
             "Name a Redis or Valkey, or start the whole stack with `fedrecon up`, which brings its own.",
         )
-    is_accepted = settings.redis_durability == "accepted-loss"
     try:
-        return await RedisJournal.connect(settings.redis_url, accepted_loss=is_accepted)
+        return await RedisJournal.connect(settings.redis_url, accepted_loss=settings.accepts_loss)
     except DurabilityRefused as error:
         raise UserMistake(f"FEDRECON_REDIS_URL: {error}.", "See the text above.") from error
 

@@ -60,6 +60,22 @@ def _read(path: Path, variable: str) -> bytes:
         ) from error
 
 
+def server_authority(settings: Settings) -> bytes | None:
+    """Whom a device trusts that is made from these settings.
+
+    Args:
+        settings: Of the command that makes it.
+
+    Returns:
+        The certificate authority of the services in PEM, or None for plaintext.
+
+    Raises:
+        UserMistake: The file cannot be read.
+    """
+    path = settings.tls_server_authority
+    return None if path is None else _read(path, "FEDRECON_TLS_SERVER_AUTHORITY")
+
+
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     """What a service shows to its clients.
 

@@ -18,7 +18,6 @@ class Progress:
     """Everything that is shown.
 
     Attributes:
-        rounds: rounds to commit.
         baseline: error of predicting each user's own mean.
         newest: the newest attempts, newest first.
         unseen_rmse: error on unseen users by round.
@@ -26,7 +25,6 @@ class Progress:
         mended: services that were started again.
     """
 
-    rounds: int
     baseline: float
     newest: list[admin.Round] = field(default_factory=list)
     unseen_rmse: dict[int, float] = field(default_factory=dict)

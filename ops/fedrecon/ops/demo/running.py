@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fedrecon.datasets import MalformedFile, Ratings, UnknownDataset, generate, load
+from fedrecon.datasets import Ratings, generate
 from fedrecon.device_sdk import Recommendation, Recommender
 from fedrecon.device_sdk.plans import load_plan
 from fedrecon.ops.admin_client import CALL_SECONDS, open_sync_channel
+from fedrecon.ops.blobs import open_blobs
 from fedrecon.ops.demo.configuration import MADE_UP, MOVIELENS, Configuration
 from fedrecon.ops.demo.progress import Progress
 from fedrecon.ops.fleet.behaviour import Behaviour
@@ -36,12 +37,13 @@ from fedrecon.ops.fleet.people import ITEM, RATING, People, Person, people_of, u
 from fedrecon.ops.fleet.running import VANISHED, Fleet
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.plan_folders import blob_file, manifest_file
+from fedrecon.ops.rating_files import load_ratings
 from fedrecon.ops.round_commands import SHOWN_ROUNDS, is_known
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
 from fedrecon.ops.task_specs import build_spec
-from fedrecon.ops.tls import open_service_channel
+from fedrecon.ops.tls import open_service_channel, server_authority
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.wire.vocabularies import Items, read_vocabulary
@@ -106,7 +108,7 @@ def run_demo(place: Path | None, rounds: int | None, console: Console) -> Result
     if rounds is not None:
         configuration = replace(configuration, rounds=rounds)
     with console.status("reading ratings"):
-        ratings = _ratings(place)
+        ratings = load_ratings(place) if place is not None else generate(users=_USERS, items=_ITEMS, seed=_SEED)
         people = people_of(ratings)
     console.print(
         f"[bold]{len(ratings):,}[/] ratings of {len(ratings.item_keys):,} titles by {len(ratings.user_keys):,} users; "
@@ -126,7 +128,7 @@ def run_demo(place: Path | None, rounds: int | None, console: Console) -> Result
     try:
         with open_sync_channel(stack.roles["coordinator"].address, stack.home) as channel:
             create_task(AdminStub(channel), build_spec(TASK, None, configuration.assignments()), plan)
-        progress = Progress(configuration.rounds, user_mean_rmse(people.unseen))
+        progress = Progress(user_mean_rmse(people.unseen))
         with Live(progress, console=console, refresh_per_second=8):
             task = asyncio.run(_train(stack, plan, people, configuration, progress))
         recommender = _export(stack, home)
@@ -138,15 +140,6 @@ def run_demo(place: Path | None, rounds: int | None, console: Console) -> Result
     result = Result(task, progress, len(people.training), seconds, recommender)
     _tell_what_left(result, console)
     return result
-
-
-def _ratings(place: Path | None) -> Ratings:
-    if place is None:
-        return generate(users=_USERS, items=_ITEMS, seed=_SEED)
-    try:
-        return load(place)
-    except (MalformedFile, UnknownDataset) as error:
-        raise UserMistake(str(error)) from error
 
 
 def command(home: Path, *arguments: str) -> None:
@@ -196,6 +189,7 @@ async def _train(
         awake=configuration.awake,
         seed=_SEED,
         cache_folder=stack.home / "devices",
+        authority=server_authority(stack.settings),
         tally=progress.tally,
     )
     devices = asyncio.create_task(fleet.run(stopping))
@@ -260,7 +254,7 @@ class _Observer:
         self.progress = progress
         self.evaluated = 0
         self._unseen = unseen
-        self._blobs = stack.home / "blobs"
+        self._blobs = open_blobs(stack.settings.blobs_place)
 
         def part(digest: bytes) -> bytes:
             return blob_file(plan_folder, digest).read_bytes()
@@ -272,7 +266,7 @@ class _Observer:
     def evaluate(self, task: admin.Task) -> None:
         """Score the task's live checkpoint."""
         round_number = task.committed
-        content = (self._blobs / task.checkpoint.digest.hex()[:2] / task.checkpoint.digest.hex()).read_bytes()
+        content = self._blobs.read(task.checkpoint.digest)
         quality = evaluate(self._plan, content, self._vocabularies, task.spec.work, self._unseen)
         self.progress.unseen_rmse[round_number] = quality.rmse
         self.evaluated = round_number

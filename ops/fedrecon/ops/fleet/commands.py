@@ -39,21 +39,19 @@ def fleet(
     import asyncio
     import tempfile
 
-    from fedrecon.datasets import MalformedFile, UnknownDataset, generate, load
+    from fedrecon.datasets import generate
     from fedrecon.ops.admin_client import find_targets, require_answer
     from fedrecon.ops.fleet.behaviour import Behaviour
     from fedrecon.ops.fleet.people import people_of
     from fedrecon.ops.fleet.running import Fleet, Tally
-    from fedrecon.ops.mistakes import UserMistake
+    from fedrecon.ops.rating_files import load_ratings
     from fedrecon.ops.settings import Settings, load_settings
+    from fedrecon.ops.tls import server_authority
     from fedrecon.ops.up import stop_on_signals
 
-    settings = load_settings(Settings)
-    authority = settings.tls_server_authority.read_bytes() if settings.tls_server_authority else None
-    try:
-        ratings = load(place) if place is not None else generate(max(devices * 5 // 4 + 1, 10), _MADE_UP_ITEMS, seed)
-    except (MalformedFile, UnknownDataset) as error:
-        raise UserMistake(str(error)) from error
+    authority = server_authority(load_settings(Settings))
+    users = max(devices * 5 // 4 + 1, 10)  # four of five take part
+    ratings = load_ratings(place) if place is not None else generate(users, _MADE_UP_ITEMS, seed)
     people = people_of(ratings).training[:devices]
     coordinator = find_targets(server).coordinator
     require_answer(coordinator)
