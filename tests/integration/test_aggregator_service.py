@@ -423,8 +423,9 @@ async def test_blobs_are_fetched_from_any_byte_with_their_digest(tmp_path: Path)
         beyond = blobs.Fetch(FetchRequest(digest=digest, offset=len(content) + 1), timeout=5)
         await refused(beyond.read(), grpc.StatusCode.INVALID_ARGUMENT, "WRONG_OFFSET")
         path = next((tmp_path / "blobs").glob(f"*/{digest.hex()}"))
-        path.write_bytes(b"\0" + content[1:])
+        flipped = bytes([content[0] ^ 1])
+        path.write_bytes(flipped + content[1:])
         damaged = blobs.Fetch(FetchRequest(digest=digest), timeout=5)
-        assert (await damaged.read()).chunk.data[:1] == b"\0"
+        assert (await damaged.read()).chunk.data[:1] == flipped
         assert (await damaged.read()).chunk.offset == 1 << 20
         await refused(damaged.read(), grpc.StatusCode.DATA_LOSS, "CORRUPT_BLOB")
