@@ -25,7 +25,7 @@ from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factoriz
 from fedrecon.learning.models.personal_network import personal_network
 from fedrecon.learning.planning import compile_plan, read_bundle
 from fedrecon.learning.reconstruction import Ridge
-from fedrecon.learning.simulation import Steps, client_update
+from fedrecon.learning.reference import Steps, client_update
 from fedrecon.v1 import plan_pb2, task_pb2
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import manifests, schedules

@@ -26,7 +26,7 @@ from fedrecon.learning.planning import CompiledPlan, PlanError, compile_plan, re
 from fedrecon.learning.planning.graphs import predict
 from fedrecon.learning.planning.verification import levels, open_graph, verify
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
-from fedrecon.learning.simulation import Steps, client_update
+from fedrecon.learning.reference import Steps, client_update
 from fedrecon.v1 import plan_pb2, task_pb2
 from fedrecon.v1.plan_pb2 import Vocabulary
 from fedrecon.v1.task_pb2 import LocalWork

@@ -14,7 +14,7 @@ from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.plans import read_checkpoint, rows_in_force
 from fedrecon.device_sdk.runtime import TrainingResult, train
 from fedrecon.learning.rounds_in_process import Client
-from fedrecon.learning.simulation import ClientUpdate, Steps, client_update
+from fedrecon.learning.reference import ClientUpdate, Steps, client_update
 from fedrecon.v1.plan_pb2 import Schedule
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import manifests, schedules

@@ -61,7 +61,6 @@ def test_a_model_splits_its_parameters_into_global_and_local() -> None:
             {"local": {"usr": Constant(0.0)}},
             "local: the model has no parameter 'usr'; it has default, user, items.weight",
         ),
-        ({"local": {}, "bounds": {"items.weight": 1, "default": 1, "user": 1}}, "no local parameter"),
         ({"local": {"user": Uniform(0.0)}}, "local parameter 'user' is drawn from"),
         ({"local": {"user": Constant(float("nan"))}}, "local parameter 'user' starts at nan"),
         ({"local": {"user": FromGlobal("items.weight")}}, "starts as 'items.weight', which is no dense global"),

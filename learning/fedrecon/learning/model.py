@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedrecon.learning.client_optimizers import ClientOptimizer, Sgd
 from fedrecon.learning.reconstruction import (
     RECONSTRUCT_RATE,
     RECONSTRUCT_RIDGE,
+    UPDATE_LOCAL_RATE,
     UPDATE_RATE,
     GradientSteps,
     Hyperparameter,
@@ -91,8 +93,9 @@ class Uniform:
 class FromGlobal:
     """A local parameter starts as a copy of this global parameter: a learned default.
 
-    The update improves the global parameter only where `forward` uses it itself. A default that is to be learned from
-    this start alone is better added in `forward` to a local difference that starts at 0 (see `personal_network`).
+    The update moves the global parameter by the gradient of the loss *at the default*: of the model in which every
+    local parameter stands where it starts. It never sees reconstructed local parameters: their mean over a small group
+    would be somebody's local vector.
     """
 
     parameter: str
@@ -128,9 +131,12 @@ class FederatedModel:
         bounds: contribution bound of each global parameter: the largest absolute value of an element of an update.
         vocabularies: vocabulary of each row-sparse parameter, by parameter name.
         reconstruction: how the local parameters are found.
-        update_rate: rate of the update's SGD steps.
+        update_rate: rate of the update's steps.
         update_schedule: schedule of the update: by default one pass over the query set in batches of 5, at most 50
             steps, as in the paper's MovieLens experiments.
+        update_optimizer: how global parameters follow their gradients on the device.
+        joint_rate: joint training: the rate at which the update's steps move the local parameters as well, by the
+            reconstruction's optimizer (by SGD after ridge); None where they are frozen once reconstructed.
         score: prediction -> `[examples] float32` by which items are ranked; None where the prediction is the score.
 
     Raises:
@@ -148,6 +154,8 @@ class FederatedModel:
     reconstruction: Reconstruction = field(default_factory=GradientSteps)
     update_rate: Hyperparameter = field(default_factory=lambda: Hyperparameter(0.5, 0.0, 1.0))
     update_schedule: Schedule = field(default_factory=lambda: Schedule(batch_size=5, epochs=1, maximum_steps=50))
+    update_optimizer: ClientOptimizer = field(default_factory=Sgd)
+    joint_rate: Hyperparameter | None = None
     score: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -185,9 +193,40 @@ class FederatedModel:
         """The numbers that a task may set, by name."""
         match self.reconstruction:
             case GradientSteps(rate=rate):
-                return {RECONSTRUCT_RATE: rate, UPDATE_RATE: self.update_rate}
+                numbers = {RECONSTRUCT_RATE: rate, UPDATE_RATE: self.update_rate}
             case Ridge(ridge=ridge):
-                return {RECONSTRUCT_RIDGE: ridge, UPDATE_RATE: self.update_rate}
+                numbers = {RECONSTRUCT_RIDGE: ridge, UPDATE_RATE: self.update_rate}
+        return numbers if self.joint_rate is None else {**numbers, UPDATE_LOCAL_RATE: self.joint_rate}
+
+    @property
+    def joint_optimizer(self) -> ClientOptimizer:
+        """How joint training moves the local parameters: by the reconstruction's optimizer, by SGD after ridge."""
+        return self.reconstruction.optimizer if isinstance(self.reconstruction, GradientSteps) else Sgd()
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """Local parameters that start from a global one -> the name of that one."""
+        return {name: start.parameter for name, start in self.local.items() if isinstance(start, FromGlobal)}
+
+    def at_default(self, global_parameters: Tensors) -> dict[str, Tensor]:
+        """Returns the local parameters of a user without examples, by name.
+
+        Args:
+            global_parameters: by name; those that defaults are copied from are enough.
+
+        Returns:
+            Constants and copies as they start, and the mean of what is drawn: 0.
+        """
+        values: dict[str, Tensor] = {}
+        for name, shape in ((name, value.shape) for name, value in self.local_parameters.items()):
+            match self.local[name]:
+                case Constant(value=value):
+                    values[name] = torch.full(shape, value)
+                case Uniform():
+                    values[name] = torch.zeros(shape)
+                case FromGlobal(parameter=source):
+                    values[name] = global_parameters[source]
+        return values
 
     def predict(self, parameters: Tensors, fields: Tensors) -> Tensor:
         """Returns the prediction for every example under these parameters, global and local together."""
@@ -218,8 +257,6 @@ def _check_parameters(model: FederatedModel) -> None:
             _check_local(model, name)
         else:
             _check_global(model, name)
-    if not model.local:
-        raise ModelError(f"model {model.name!r} has no local parameter: there is nothing to reconstruct")
     if len(model.local) == len(parameters):
         raise ModelError(f"model {model.name!r} has no global parameter: there is nothing to learn together")
 

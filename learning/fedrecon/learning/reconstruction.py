@@ -2,7 +2,7 @@
 
 Two algorithms stand behind one seam, `FederatedModel.reconstruction`:
 
-- `GradientSteps`: steps of SGD over batches of the support set, as in Algorithm 1 of Singhal et al. 2021 (Federated
+- `GradientSteps`: gradient steps over batches of the support set, as in Algorithm 1 of Singhal et al. 2021 (Federated
   Reconstruction, arXiv 2102.03448). Works for every model.
 - `Ridge`: for models whose prediction is linear in the local parameters, the exact minimiser of
   sum of (prediction - target)^2 + ridge * |local - initial|^2 over the support set, with no schedule. It is pulled
@@ -14,9 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from fedrecon.learning.client_optimizers import ClientOptimizer, Sgd
+
 RECONSTRUCT_RATE = "reconstruct.rate"
 RECONSTRUCT_RIDGE = "reconstruct.ridge"
 UPDATE_RATE = "update.rate"
+UPDATE_LOCAL_RATE = "update.local_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,20 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class GradientSteps:
-    """Reconstruction by steps of SGD over batches of the support set.
+    """Reconstruction by gradient steps over batches of the support set.
 
-    The defaults are those of the paper's MovieLens experiments: rate 0.1, batches of 5, at most 50 steps of up to
-    5 epochs.
+    The defaults are those of the paper's MovieLens experiments: SGD of rate 0.1, batches of 5, at most 50 steps of up
+    to 5 epochs.
+
+    Attributes:
+        rate: rate of the steps.
+        schedule: batches, epochs and step limit.
+        optimizer: how parameters follow their gradients.
     """
 
     rate: Hyperparameter = field(default_factory=lambda: Hyperparameter(0.1, 0.0, 0.25))
     schedule: Schedule = field(default_factory=lambda: Schedule(batch_size=5, epochs=5, maximum_steps=50))
+    optimizer: ClientOptimizer = field(default_factory=Sgd)
 
 
 @dataclass(frozen=True, slots=True)

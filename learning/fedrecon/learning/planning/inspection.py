@@ -60,6 +60,8 @@ def inspect(model: FederatedModel) -> None:
     Raises:
         PlanError: the message names the layer, parameter or field, and what to do instead.
     """
+    if not model.local:
+        raise PlanError(f"model {model.name!r} has no local parameter: there is nothing to reconstruct")
     _check_layers(model)
     _check_behaviour(model)
     _check_graph(model, *_trace(model))

@@ -3,7 +3,7 @@
 A plan can be wrong without failing: ONNX Runtime's own optimiser has computed wrong numbers (a transposed matrix
 times a 1-D vector, versions 1.20 to 1.31). So each graph runs at the default and at the basic optimisation level, on
 random parameters, row numbers with repetitions, masks and rates, and on the edges: no steps, no examples, one
-example, the limits of every hyperparameter. The answers come from `simulation`, which shares no code with the graphs.
+example, the limits of every hyperparameter. The answers come from `reference`, which shares no code with the graphs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning.graphs import PlanGraph
 from fedrecon.learning.planning.values import PlanError
 from fedrecon.learning.reconstruction import UPDATE_RATE, Hyperparameter, Ridge
-from fedrecon.learning.simulation import Steps, descend, reconstruct, solve_ridge
+from fedrecon.learning.reference import Steps, reconstruct, solve_ridge, update
 from fedrecon.v1 import plan_pb2
 
 Arrays = dict[str, NDArray[Any]]
@@ -298,9 +298,13 @@ def answer_case(model: FederatedModel, case: Case, graph: PlanGraph) -> Arrays:
         case plan_pb2.GRAPH_ROLE_RECONSTRUCT:
             tensors = _answer_reconstruct(model, case)
         case plan_pb2.GRAPH_ROLE_UPDATE:
-            rates = case.hyperparameters[UPDATE_RATE]
-            after, losses = descend(
-                model, case.global_parameters, case.local_parameters, case.fields, case.steps, rates
+            after, _, losses = update(
+                model,
+                case.global_parameters,
+                case.local_parameters,
+                case.fields,
+                case.steps,
+                case.hyperparameters,
             )
             tensors = {f"update.{name}": after[name] - value for name, value in case.global_parameters.items()}
             tensors["losses"] = losses

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.models.matrix_factorization import matrix_factorization
 from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
-from fedrecon.learning.simulation import Steps, client_update, solve_ridge
+from fedrecon.learning.reference import Steps, client_update, solve_ridge
 
 ITEMS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
 fields = {"item": torch.tensor([0, 1, 2, 1]), "rating": torch.tensor([4.0, 2.0, 3.0, 5.0])}
