@@ -7,7 +7,10 @@ functions run inside plans on devices and in the simulation; state begins anew f
     momentum  m = b m + d                                              x = x - rate m
     adagrad   v = v + d^2                                              x = x - rate d / (sqrt(v) + epsilon)
     adam      m = b1 m + (1 - b1) d    v = b2 v + (1 - b2) d^2         x = x - rate m' / (sqrt(v') + epsilon)
-              with m' = m / (1 - b1^t), v' = v / (1 - b2^t)
+              with m' = m / w1, v' = v / w2, where w1 = b1 w1 + (1 - b1), w2 = b2 w2 + (1 - b2)
+
+The weights of Adam, the same averages of ones, are 1 - b1^t and 1 - b2^t. Made of powers in 32 bits they put the
+first steps off by 7e-6 of their length; as averages, by 2e-7.
 
 Rules: pure, no in-place change, no control flow on values, so that they can be traced; state has names, the
 parameter's own among them, and everything starts at a number (`initial_state`). The formulas are those of
@@ -28,7 +31,8 @@ Tensors = Mapping[str, Tensor]
 
 MOMENTUM = "momentum/"
 SQUARES = "squares/"
-STEPS = "steps"
+MOMENTUM_WEIGHT = "momentum weight"
+SQUARES_WEIGHT = "squares weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def initial_state(optimizer: ClientOptimizer, parameters: Tensors) -> dict[str, 
         parameters: those that will move, by name.
 
     Returns:
-        `momentum/NAME` and `squares/NAME` in the parameter's shape, `steps` a scalar: as many as the rule needs.
+        `momentum/NAME` and `squares/NAME` in the parameter's shape, `momentum weight` and `squares weight` scalars: as
+        many as the rule needs.
     """
     match optimizer:
         case Sgd(momentum=0.0):
@@ -109,8 +114,8 @@ def initial_state(optimizer: ClientOptimizer, parameters: Tensors) -> dict[str, 
         case Adam():
             first = {f"{MOMENTUM}{name}": torch.zeros_like(value) for name, value in parameters.items()}
             second = {f"{SQUARES}{name}": torch.zeros_like(value) for name, value in parameters.items()}
-            device = next(iter(parameters.values())).device
-            return {**first, **second, STEPS: torch.zeros((), device=device)}
+            none = torch.zeros((), device=next(iter(parameters.values())).device)
+            return {**first, **second, MOMENTUM_WEIGHT: none, SQUARES_WEIGHT: none}
 
 
 def step(
@@ -131,7 +136,9 @@ def step(
     moved: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
     if isinstance(optimizer, Adam):
-        kept[STEPS] = state[STEPS] + 1.0
+        first, second = optimizer.momentum, optimizer.second_momentum
+        kept[MOMENTUM_WEIGHT] = first * state[MOMENTUM_WEIGHT] + (1.0 - first)
+        kept[SQUARES_WEIGHT] = second * state[SQUARES_WEIGHT] + (1.0 - second)
     for name, value in parameters.items():
         gradient = gradients[name]
         match optimizer:
@@ -148,8 +155,8 @@ def step(
                 mean = first * state[f"{MOMENTUM}{name}"] + (1.0 - first) * gradient
                 squares = second * state[f"{SQUARES}{name}"] + (1.0 - second) * gradient * gradient
                 kept |= {f"{MOMENTUM}{name}": mean, f"{SQUARES}{name}": squares}
-                corrected = mean / (1.0 - first ** kept[STEPS])
-                direction = corrected / ((squares / (1.0 - second ** kept[STEPS])).sqrt() + epsilon)
+                divisor = (squares / kept[SQUARES_WEIGHT]).sqrt() + epsilon
+                direction = mean / kept[MOMENTUM_WEIGHT] / divisor
         moved[name] = value - rate * direction
     return moved, kept
 
