@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,14 +13,24 @@ from numpy.typing import NDArray
 from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.plans import read_checkpoint, rows_in_force
 from fedrecon.device_sdk.runtime import TrainingResult, train
-from fedrecon.learning.rounds_in_process import Client
-from fedrecon.learning.reference import ClientUpdate, Steps, client_update
+from fedrecon.learning.model import FederatedModel
+from fedrecon.learning.reference import ClientUpdate, Steps, client_update, reconstruct
+from fedrecon.learning.rounds_in_process import Client, RunnablePlan
 from fedrecon.v1.plan_pb2 import Schedule
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import manifests, schedules
-from support.compiled_films import Films
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+class Modelled(Protocol):
+    """A model in torch, and its plan as a device holds it."""
+
+    @property
+    def model(self) -> FederatedModel: ...
+
+    @property
+    def runnable(self) -> RunnablePlan: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +44,14 @@ class Compared:
     update_difference: float
 
 
-def compare_with_torch(films: Films, checkpoint: bytes, client: Client, work: LocalWork) -> Compared:
-    manifest = films.runnable.plan.manifest
+def compare_with_torch(modelled: Modelled, checkpoint: bytes, client: Client, work: LocalWork) -> Compared:
+    manifest = modelled.runnable.plan.manifest
     parameters = read_checkpoint(checkpoint, manifest)
     rows = rows_in_force(manifest, parameters)
     rules = [rule_of(each) for each in manifest.fields]
-    mapped = newest(map_examples(rules, client.examples, films.runnable.vocabularies, rows), work.maximum_examples)
-    device = train(films.runnable.plan, parameters, mapped.columns, work, client.seeds)
-    expected = _in_torch(films, parameters, mapped.columns, work, client)
+    mapped = newest(map_examples(rules, client.examples, modelled.runnable.vocabularies, rows), work.maximum_examples)
+    device = train(modelled.runnable.plan, parameters, mapped.columns, work, client.seeds)
+    expected = _in_torch(modelled, parameters, mapped.columns, work, client)
     updates = {}
     for name, parameter in parameters.items():
         updates[name] = np.zeros(parameter.shape, dtype=np.float32)
@@ -61,14 +71,14 @@ def compare_with_torch(films: Films, checkpoint: bytes, client: Client, work: Lo
     )
 
 
-def _in_torch(films: Films, parameters: Arrays, columns: Arrays, work: LocalWork, client: Client) -> ClientUpdate:
-    manifest = films.runnable.plan.manifest
+def _in_torch(modelled: Modelled, parameters: Arrays, columns: Arrays, work: LocalWork, client: Client) -> ClientUpdate:
+    manifest = modelled.runnable.plan.manifest
     update_schedule = manifest.update_schedule
     reconstruct_schedule = (
         manifest.reconstruct_schedule if manifest.reconstruct_schedule.batch_size else update_schedule
     )
     support, query = schedules.split(
-        len(columns["rating"]),
+        len(next(iter(columns.values()))),
         work.split,
         batch_size=reconstruct_schedule.batch_size,
         support_fraction=work.support_fraction,
@@ -83,15 +93,10 @@ def _in_torch(films: Films, parameters: Arrays, columns: Arrays, work: LocalWork
         value = torch.tensor(work.hyperparameters.get(name, limits.default_value), dtype=torch.float32)
         numbers[name] = value.repeat(len(steps[name.partition(".")[0]].order)) if limits.per_step else value
     initial = manifests.initial_locals(manifest, parameters, client.seeds.initial)
-    return client_update(
-        films.model,
-        _tensors(parameters),
-        _tensors(initial),
-        _tensors(columns),
-        steps["reconstruct"],
-        steps["update"],
-        numbers,
-    )
+    given = modelled.model, _tensors(parameters), _tensors(initial), _tensors(columns), steps["reconstruct"]
+    # Joint training moves local parameters on, but a device keeps those that it reconstructed.
+    local, _ = reconstruct(*given, numbers)
+    return replace(client_update(*given, steps["update"], numbers), local_parameters=local)
 
 
 def _steps(positions: schedules.Positions, schedule: Schedule) -> Steps:

@@ -97,6 +97,23 @@ def test_small_constants_are_folded() -> None:
     assert numpy_helper.to_array(simple[0].attribute[0].t).tolist() == [2, -1]
 
 
+@pytest.mark.parametrize("epsilon", [1e-7, 1e-8, 1e-30])
+def test_a_number_that_only_keeps_a_divisor_from_zero_stays(epsilon: float) -> None:
+    """torch's own optimiser drops the epsilon of Adam, which makes 0 / 0 of a gradient of 0."""
+    nodes = [
+        constant("epsilon", epsilon, np.float32),
+        helper.make_node("Sqrt", ["x"], ["a"]),
+        helper.make_node("Add", ["a", "epsilon"], ["b"]),
+        helper.make_node("Div", ["x", "b"], ["y"]),
+    ]
+    simple = simplify("g", model_of(nodes, [2]), ["x"], ["y"])
+    assert operators(simple) == ["Sqrt", "Add", "Div"]
+    content = model_of(simple, [2]).SerializeToString()
+    for _, level in levels:
+        found = open_graph("g", content, level)("g", {"x": np.array([0, 4], dtype=np.float32)})["y"]
+        assert found.tolist() == [0, 2]
+
+
 def test_an_output_that_is_an_input_is_passed_on() -> None:
     simple = simplify("g", model_of([helper.make_node("Identity", ["x"], ["y"])], [2]), ["in"], ["out"])
     assert [(node.op_type, list(node.input), list(node.output)) for node in simple] == [("Identity", ["in"], ["out"])]

@@ -137,7 +137,8 @@ class FederatedModel:
         update_optimizer: how global parameters follow their gradients on the device.
         joint_rate: joint training: the rate at which the update's steps move the local parameters as well, by the
             reconstruction's optimizer (by SGD after ridge); None where they are frozen once reconstructed.
-        score: prediction -> `[examples] float32` by which items are ranked; None where the prediction is the score.
+        score: prediction -> `[examples] float32` by which items are ranked, and which ridge brings close to its
+            target; None where the prediction is the score.
 
     Raises:
         ModelError: the declaration cannot work; the message names the parameter, field or metric.
@@ -218,7 +219,7 @@ class FederatedModel:
             Constants and copies as they start, and the mean of what is drawn: 0.
         """
         values: dict[str, Tensor] = {}
-        for name, shape in ((name, value.shape) for name, value in self.local_parameters.items()):
+        for name, shape in ((name, value.shape) for name, value in self.parameters.items() if name in self.local):
             match self.local[name]:
                 case Constant(value=value):
                     values[name] = torch.full(shape, value)
@@ -233,6 +234,11 @@ class FederatedModel:
         inputs = {each.name: fields[each.name] for each in self.inputs}
         prediction: Tensor = functional_call(self.module, dict(parameters), kwargs=inputs)
         return prediction
+
+    def scores(self, parameters: Tensors, fields: Tensors) -> Tensor:
+        """Returns the score of every example, `[examples] float32`: what ranks items and what ridge brings close."""
+        prediction = self.predict(parameters, fields)
+        return prediction if self.score is None else self.score(prediction)
 
     def losses(self, parameters: Tensors, fields: Tensors) -> Tensor:
         """Returns the loss of every example, `[examples] float32`."""

@@ -4,8 +4,8 @@ Two algorithms stand behind one seam, `FederatedModel.reconstruction`:
 
 - `GradientSteps`: gradient steps over batches of the support set, as in Algorithm 1 of Singhal et al. 2021 (Federated
   Reconstruction, arXiv 2102.03448). Works for every model.
-- `Ridge`: for models whose prediction is linear in the local parameters, the exact minimiser of
-  sum of (prediction - target)^2 + ridge * |local - initial|^2 over the support set, with no schedule. It is pulled
+- `Ridge`: for models whose score is linear in the local parameters, the exact minimiser of
+  sum of (score - target)^2 + ridge * |local - initial|^2 over the support set, with no schedule. It is pulled
   towards the *initial* local parameters, so that an empty support set leaves them as they are.
 """
 
@@ -88,7 +88,7 @@ class Ridge:
     """Reconstruction in closed form, by conjugate gradient on the normal equations, for linear local parameters.
 
     Attributes:
-        target: field that the prediction shall come close to.
+        target: field that the score (`FederatedModel.scores`) shall come close to.
         ridge: weight of the squared distance from the initial local parameters.
         iterations: unrolled steps of conjugate gradient with a diagonal preconditioner. With 30, 51 local parameters
             were within 1e-6 of the exact answer (item vectors of deviation 0.3, ridge 1 and more, any number of

@@ -227,7 +227,7 @@ def solve_ridge(
     """Returns the minimiser of the squared error plus ridge times the squared distance from the initial locals.
 
     Args:
-        model: whose reconstruction is `Ridge` and whose prediction is linear in its local parameters.
+        model: whose reconstruction is `Ridge` and whose score is linear in its local parameters.
         global_parameters: frozen, by name.
         initial_locals: where the ridge pulls, by name.
         fields: all examples.
@@ -241,13 +241,13 @@ def solve_ridge(
     names = list(initial_locals)
     start = tuple(initial_locals.values())
 
-    def predict(*values: Tensor) -> Tensor:
-        return model.predict({**global_parameters, **dict(zip(names, values, strict=True))}, fields)
+    def score(*values: Tensor) -> Tensor:
+        return model.scores({**global_parameters, **dict(zip(names, values, strict=True))}, fields)
 
     target = fields[model.reconstruction.target]
-    jacobians = torch.autograd.functional.jacobian(predict, start)  # type: ignore[no-untyped-call]
+    jacobians = torch.autograd.functional.jacobian(score, start)  # type: ignore[no-untyped-call]
     design = torch.cat([each.reshape(target.shape[0], -1) for each in jacobians], dim=1).double() * used[:, None]
-    residual = (target - predict(*start)).detach().double() * used
+    residual = (target - score(*start)).detach().double() * used
     normal = design.T @ design + ridge.double() * torch.eye(design.shape[1], dtype=torch.float64)
     change = torch.linalg.solve(normal, design.T @ residual).float()
     pieces = change.split([math.prod(value.shape) for value in start])

@@ -2,7 +2,7 @@
 
 prediction = network(features, default + personal). The layers and the default embedding are global and dense; what
 is personal is local and starts at 0, so a user without examples gets the average user's prediction, and the default
-is learned: the update's gradient reaches it, which it would not if it were only where the local embedding starts.
+is learned by the gradient of the whole loss, like every other global parameter. (The other way is `FromGlobal`.)
 
 Source: Bui et al. 2019, Federated User Representation Learning (arXiv 1909.12535).
 """

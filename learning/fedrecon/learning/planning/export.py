@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fedrecon.learning.planning.functions import Function
 from fedrecon.learning.planning.simplification import simplify
-from fedrecon.learning.planning.values import Extent, PlanError, Value
+from fedrecon.learning.planning.values import Extent, Function, PlanError, Value
 
 OPSET = 20
 IR_VERSION = 10
@@ -140,6 +139,11 @@ def export(what: str, function: Function, inputs: Sequence[Value], outputs: Sequ
             f"graph {what}: {graph.initializer[0].name!r} would become part of the graph; weights are inputs"
         )
     return simplify(what, exported.model_proto, [value.name for value in inputs], [value.name for value in outputs])
+
+
+def declare(value: Value, name: str | None = None) -> onnx.ValueInfoProto:
+    """Returns a value as a graph declares it, under its own or another name."""
+    return onnx.helper.make_tensor_value_info(name or value.name, element_types[value.dtype], list(value.shape))
 
 
 def example_arguments(inputs: Sequence[Value]) -> Iterator[Tensor]:

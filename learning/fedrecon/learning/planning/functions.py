@@ -1,26 +1,24 @@
-"""The torch functions that become graphs.
+"""The torch functions that become graphs; gradient steps are in `steps`.
 
 Each takes tensors by the name of their graph value (see `values`) and returns tensors by name. Weights, examples,
-rates and masks are all arguments, nothing is drawn at random, and the number of rows of row-sparse parameters is
+numbers and masks are all arguments, nothing is drawn at random, and the number of rows of row-sparse parameters is
 whatever comes in.
 
-Source of the step: Algorithm 1 of Singhal et al. 2021 (arXiv 2102.03448). Of the ridge solver: Hestenes and Stiefel
-1952, Methods of Conjugate Gradients, with the diagonal as preconditioner (Saad 2003, Iterative Methods, 9.2).
+Source of the ridge solver: Hestenes and Stiefel 1952, Methods of Conjugate Gradients, with the diagonal as
+preconditioner (Saad 2003, Iterative Methods, 9.2).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vmap
+from torch.func import grad, vmap
 
 from fedrecon.learning.model import FederatedModel, Tensors
+from fedrecon.learning.planning.values import Function
 from fedrecon.learning.reconstruction import RECONSTRUCT_RIDGE, Ridge
-
-Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 # Smallest divisor of the conjugate gradient: once the residual is exactly 0 there is nothing left to do, and 0 / 0
 # must not spoil the answer. Far below any residual that matters, far above the smallest float32.
@@ -35,36 +33,10 @@ def _fields(model: FederatedModel, tensors: Tensors) -> dict[str, Tensor]:
     return {each.name: tensors[f"field.{each.name}"] for each in model.fields}
 
 
-def step(model: FederatedModel, moving: Sequence[str]) -> Function:
-    """Returns one step of SGD: `order` and `mask` `[batch]`, `rate` a scalar -> `after.NAME` and `loss`.
-
-    Args:
-        model: what is learned.
-        moving: names of the parameters that change; the others are frozen.
-    """
-
-    def function(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        parameters = _parameters(model, tensors)
-        frozen = {name: value for name, value in parameters.items() if name not in moving}
-        variables = {name: parameters[name] for name in moving}
-        # `index_select` becomes a single Gather; indexing becomes seven operators.
-        batch = {name: column.index_select(0, tensors["order"]) for name, column in _fields(model, tensors).items()}
-        mask = tensors["mask"]
-
-        def mean_loss(variables: dict[str, Tensor]) -> Tensor:
-            return (model.losses({**frozen, **variables}, batch) * mask).sum() / mask.sum().clamp(min=1.0)
-
-        gradients, loss = grad_and_value(mean_loss)(variables)
-        after = {f"after.{name}": value - tensors["rate"] * gradients[name] for name, value in variables.items()}
-        return {**after, "loss": loss}
-
-    return function
-
-
 def ridge(model: FederatedModel) -> Function:
     """Returns reconstruction in closed form: `mask` `[examples]` -> `reconstructed.NAME`.
 
-    The design matrix is read off the model: row i is the gradient of prediction i with respect to the local
+    The design matrix is read off the model: row i is the gradient of score i with respect to the local
     parameters, which for a linear model is the same everywhere.
 
     Args:
@@ -83,17 +55,17 @@ def ridge(model: FederatedModel) -> Function:
         start = {name: value for name, value in parameters.items() if name in model.local}
         frozen = {name: value for name, value in parameters.items() if name not in model.local}
 
-        def predict_one(variables: dict[str, Tensor], example: dict[str, Tensor]) -> Tensor:
+        def score_one(variables: dict[str, Tensor], example: dict[str, Tensor]) -> Tensor:
             alone = {name: value.unsqueeze(0) for name, value in example.items()}
-            return model.predict({**frozen, **variables}, alone).reshape(())
+            return model.scores({**frozen, **variables}, alone).reshape(())
 
         inputs = {name: fields[name] for name in input_names}
-        gradients = vmap(grad(predict_one), in_dims=(None, 0))(start, inputs)
+        gradients = vmap(grad(score_one), in_dims=(None, 0))(start, inputs)
         design = torch.cat(
             [gradients[name].reshape(-1, width) for name, width in zip(shapes, widths, strict=True)], dim=1
         )
         masked = design * tensors["mask"].unsqueeze(1)
-        residual = fields[algorithm.target] - model.predict(parameters, fields)
+        residual = fields[algorithm.target] - model.scores(parameters, fields)
         # Vectors are kept as columns: ONNX Runtime computes wrong numbers for a transposed matrix times a 1-D vector.
         change = conjugate_gradient(
             masked.T @ design,
@@ -141,8 +113,7 @@ def predict(model: FederatedModel) -> Function:
 
     def function(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         fields = {each.name: tensors[f"field.{each.name}"] for each in model.inputs}
-        prediction = model.predict(_parameters(model, tensors), fields)
-        return {"scores": prediction if model.score is None else model.score(prediction)}
+        return {"scores": model.scores(_parameters(model, tensors), fields)}
 
     return function
 

@@ -1,8 +1,7 @@
 """The five graphs of a plan, as ONNX files.
 
 Rules:
-- The gradient steps of `reconstruct` and `update` are one `Scan` over the leading axis of order, mask and rates. It
-  stands in an `If`, because ONNX Runtime refuses a Scan over nothing; without steps parameters pass unchanged.
+- The gradient steps of `reconstruct` and `update` are one loop (`loops`); without steps parameters pass unchanged.
 - A graph takes only the inputs that it uses.
 - Row-sparse parameters come as any number of rows, with fields numbered accordingly: with all rows and plain row
   numbers the graphs are dense, with the rows of `touch` they are sparse.
@@ -15,14 +14,14 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from fedrecon.learning.model import FederatedModel
-from fedrecon.learning.planning import functions, values
-from fedrecon.learning.planning.export import IR_VERSION, OPSET, element_types, export
-from fedrecon.learning.planning.loops import split_loop
+from fedrecon.learning.planning import functions, steps, values
+from fedrecon.learning.planning.export import IR_VERSION, OPSET, declare, export
+from fedrecon.learning.planning.loops import descend
 from fedrecon.learning.planning.values import Value
-from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, RECONSTRUCT_RIDGE, UPDATE_RATE, Ridge
+from fedrecon.learning.reconstruction import RECONSTRUCT_RIDGE, GradientSteps
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.plan_pb2 import GraphRole
 from fedrecon.wire.manifests import role_names
@@ -112,12 +111,12 @@ def touch(model: FederatedModel) -> PlanGraph:
 def reconstruct(model: FederatedModel) -> PlanGraph:
     """Returns the graph that finds the local parameters."""
     outputs = tuple(values.reconstructed(model, name) for name in model.local_parameters)
-    if not isinstance(model.reconstruction, Ridge):
-        moving = tuple(model.local_parameters)
-        nodes, inputs = _steps(model, "reconstruct", moving, RECONSTRUCT_RATE)
+    if isinstance(model.reconstruction, GradientSteps):
+        moves = steps.of_reconstruction(model, model.reconstruction)
+        nodes, inputs = descend(model, "reconstruct", moves, at_default=False)
         nodes += [
-            helper.make_node("Identity", [f"after.{name}"], [value.name])
-            for name, value in zip(moving, outputs, strict=True)
+            helper.make_node("Identity", [values.after(values.parameter(model, value.reference)).name], [value.name])
+            for value in outputs
         ]
         return _finish(plan_pb2.GRAPH_ROLE_RECONSTRUCT, inputs, (*outputs, values.losses), nodes)
     inputs = (
@@ -131,14 +130,15 @@ def reconstruct(model: FederatedModel) -> PlanGraph:
 
 
 def update(model: FederatedModel) -> PlanGraph:
-    """Returns the graph that improves the global parameters; its outputs are differences, after - before."""
-    moving = tuple(model.global_parameters)
-    outputs = tuple(values.update(model, name) for name in moving)
-    nodes, inputs = _steps(model, "update", moving, UPDATE_RATE)
-    nodes += [
-        helper.make_node("Sub", [f"after.{name}", f"parameter.{name}"], [value.name])
-        for name, value in zip(moving, outputs, strict=True)
-    ]
+    """Returns the graph that improves the global parameters; its outputs are differences, after - before.
+
+    Joint training moves local parameters as well; they are no output, since nobody may have them.
+    """
+    outputs = tuple(values.update(model, name) for name in model.global_parameters)
+    nodes, inputs = descend(model, "update", steps.of_update(model), at_default=bool(model.defaults))
+    for value in outputs:
+        before = values.parameter(model, value.reference)
+        nodes.append(helper.make_node("Sub", [values.after(before).name, before.name], [value.name]))
     return _finish(plan_pb2.GRAPH_ROLE_UPDATE, inputs, (*outputs, values.losses), nodes)
 
 
@@ -157,65 +157,6 @@ def evaluate(model: FederatedModel) -> PlanGraph:
     return _finish(plan_pb2.GRAPH_ROLE_EVALUATE, inputs, outputs, nodes)
 
 
-def _steps(
-    model: FederatedModel, what: str, moving: Sequence[str], rate_name: str
-) -> tuple[list[NodeProto], tuple[Value, ...]]:
-    """Returns the nodes that take SGD steps, giving `after.NAME` and `losses`, and the inputs they know."""
-    rates = values.hyperparameter(rate_name)
-    order = Value("order", values.order.source, "", torch.int64, ("batch",))
-    mask = Value("mask", values.step_mask.source, "", torch.float32, ("batch",))
-    rate = Value("rate", rates.source, rate_name, torch.float32, ())
-    loss = Value("loss", values.losses.source, "", torch.float32, ())
-    fixed = (*values.parameters(model), *values.fields(model.fields))
-    after = tuple(
-        Value(
-            f"after.{name}", plan_pb2.VALUE_SOURCE_PARAMETER, name, torch.float32, values.parameter_shape(model, name)
-        )
-        for name in moving
-    )
-    body = export(what, functions.step(model, moving), (*fixed, order, mask, rate), (*after, loss))
-    states = tuple(values.parameter(model, name) for name in moving)
-    scanned = {"order": "order", "mask": "mask", "rate": rates.name}
-    constant, body = split_loop(
-        body, {state.name for state in states}, scanned, [*(value.name for value in after), "loss"]
-    )
-
-    def inner(value: Value) -> ValueInfoProto:
-        return _declare(value, f"step.{value.name}")
-
-    loop = helper.make_graph(
-        body,
-        "step",
-        [inner(value) for value in (*states, order, mask, rate)],
-        [inner(value) for value in (*after, loss)],
-    )
-    scan = helper.make_node(
-        "Scan",
-        [*(state.name for state in states), "order", "mask", rates.name],
-        [*(f"some.{value.name}" for value in after), "some.losses"],
-        body=loop,
-        num_scan_inputs=3,
-    )
-    results = (*after, values.losses)
-    some = helper.make_graph([scan], "some", [], [_declare(value, f"some.{value.name}") for value in results])
-    none = helper.make_graph(
-        [
-            helper.make_node("Identity", [source], [f"none.{value.name}"])
-            for source, value in zip((*(state.name for state in states), rates.name), results, strict=True)
-        ],
-        "none",
-        [],
-        [_declare(value, f"none.{value.name}") for value in results],
-    )
-    nodes = [
-        *constant,
-        helper.make_node("Size", [rates.name], ["steps"]),
-        helper.make_node("Cast", ["steps"], ["any"], to=TensorProto.BOOL),
-        helper.make_node("If", ["any"], [value.name for value in results], then_branch=some, else_branch=none),
-    ]
-    return nodes, (*fixed, values.order, values.step_mask, rates)
-
-
 def _finish(
     role: GraphRole.ValueType, inputs: Iterable[Value], outputs: tuple[Value, ...], nodes: Sequence[NodeProto]
 ) -> PlanGraph:
@@ -223,7 +164,7 @@ def _finish(
     used = _names_read(nodes)
     taken = tuple(value for value in inputs if value.name in used)
     graph = helper.make_graph(
-        nodes, role_names[role], [_declare(value) for value in taken], [_declare(value) for value in outputs]
+        nodes, role_names[role], [declare(value) for value in taken], [declare(value) for value in outputs]
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="fedrecon"
@@ -241,10 +182,6 @@ def _names_read(nodes: Iterable[NodeProto]) -> set[str]:
             if isinstance(value := helper.get_attribute_value(attribute), GraphProto):
                 names |= _names_read(value.node)
     return names
-
-
-def _declare(value: Value, name: str | None = None) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name or value.name, element_types[value.dtype], list(value.shape))
 
 
 def _constant(name: str, content: Sequence[int]) -> NodeProto:

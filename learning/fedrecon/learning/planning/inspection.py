@@ -3,7 +3,7 @@
 Three looks at a model: its layers (some can never work in a plan: they draw random numbers, keep running state, or
 have no translation), its graph (row-sparse parameters are only looked up, by fields of their own vocabulary, and
 those fields do nothing else: otherwise rows could not be renumbered), and its behaviour on random examples (one
-prediction, loss and score per example; ridge only where the prediction is linear in the local parameters).
+prediction, loss and score per example; ridge only where the score is linear in the local parameters).
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _check_behaviour(model: FederatedModel) -> None:
         raise PlanError(f"model {model.name!r} gives {list(prediction.shape)} for {count} examples, not one each")
     measured = {"the loss": model.loss(prediction, targets)}
     measured |= {f"metric {name!r}": metric.function(prediction, targets) for name, metric in model.metrics.items()}
-    measured["the score"] = prediction if model.score is None else model.score(prediction)
+    measured["the score"] = model.scores(parameters, examples)
     for what, result in measured.items():
         if result.shape != (count,) or result.dtype != torch.float32:
             raise PlanError(
@@ -250,20 +250,18 @@ def _check_behaviour(model: FederatedModel) -> None:
 
 
 def _check_linear(model: FederatedModel, examples: dict[str, Tensor], generator: torch.Generator) -> None:
-    """Refuses ridge where the prediction halfway between two points is not halfway between the predictions."""
+    """Refuses ridge where the score halfway between two points is not halfway between the scores."""
 
-    def predict(local: dict[str, Tensor]) -> Tensor:
-        return model.predict({**model.global_parameters, **local}, examples)
+    def score(local: dict[str, Tensor]) -> Tensor:
+        return model.scores({**model.global_parameters, **local}, examples)
 
     first, second = (
         {name: torch.randn(value.shape, generator=generator) for name, value in model.local_parameters.items()}
         for _ in range(2)
     )
     middle = {name: (first[name] + second[name]) / 2 for name in first}
-    expected = (predict(first) + predict(second)) / 2
-    if expected.dim() != 1:
-        raise PlanError(f"ridge reconstruction needs one number per example, not {list(expected.shape)}")
-    if not torch.allclose(predict(middle), expected, rtol=1e-4, atol=1e-5):
+    expected = (score(first) + score(second)) / 2
+    if not torch.allclose(score(middle), expected, rtol=1e-4, atol=1e-5):
         raise PlanError(
             f"model {model.name!r} is not linear in its local parameters ({', '.join(model.local)}), so ridge cannot "
             "reconstruct them; use GradientSteps"

@@ -8,19 +8,23 @@ Rules: a name says where the value comes from, so that a graph can be read witho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedrecon.learning.model import FederatedModel, Field
-from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, UPDATE_RATE
+from fedrecon.learning.reconstruction import RECONSTRUCT_RATE, UPDATE_LOCAL_RATE, UPDATE_RATE
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.plan_pb2 import GraphValue, ValueSource
 
 Extent = int | str
 
-PER_STEP = frozenset({RECONSTRUCT_RATE, UPDATE_RATE})
+# A torch function that becomes a graph: tensors by the names of its inputs -> tensors by the names of its outputs.
+Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+PER_STEP = frozenset({RECONSTRUCT_RATE, UPDATE_RATE, UPDATE_LOCAL_RATE})
 
 
 class PlanError(ValueError):
@@ -74,6 +78,17 @@ def parameter(model: FederatedModel, name: str) -> Value:
 def parameters(model: FederatedModel) -> tuple[Value, ...]:
     """Returns every parameter as an input, in the order of the module."""
     return tuple(parameter(model, name) for name in model.parameters)
+
+
+def state(name: str, shape: tuple[Extent, ...]) -> Value:
+    """Returns a part of an optimizer's state, which begins and ends within a graph."""
+    return Value(f"state.{name}", plan_pb2.VALUE_SOURCE_UNSPECIFIED, "", torch.float32, shape)
+
+
+def after(value: Value) -> Value:
+    """Returns a parameter or a part of the state as one step leaves it."""
+    name = value.name.removeprefix("parameter.")
+    return Value(f"after.{name}", value.source, value.reference, value.dtype, value.shape)
 
 
 def reconstructed(model: FederatedModel, name: str) -> Value:

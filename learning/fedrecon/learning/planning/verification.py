@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning.graphs import PlanGraph
-from fedrecon.learning.planning.values import PlanError
-from fedrecon.learning.reconstruction import UPDATE_RATE, Hyperparameter, Ridge
+from fedrecon.learning.planning.values import PER_STEP, PlanError
+from fedrecon.learning.reconstruction import RECONSTRUCT_RIDGE, Hyperparameter, Ridge
 from fedrecon.learning.reference import Steps, reconstruct, solve_ridge, update
 from fedrecon.v1 import plan_pb2
 
@@ -247,7 +247,7 @@ def draw_case(model: FederatedModel, shape: CaseShape, generator: np.random.Gene
     used = torch.from_numpy((generator.random(shape.examples) < 0.7).astype(np.float32))  # noqa: PLR2004 most of them
     numbers: dict[str, Tensor] = {}
     for name, limits in model.hyperparameters.items():
-        extents = (shape.steps,) if name.endswith(".rate") else ()
+        extents = (shape.steps,) if name in PER_STEP else ()
         place = generator.random(extents) if shape.place is None else np.full(extents, shape.place)
         numbers[name] = torch.from_numpy(np.asarray(_between(limits, place), dtype=np.float32))
     return Case(globals_, locals_, fields, touched, steps, used, numbers)
@@ -327,7 +327,7 @@ def _answer_touch(model: FederatedModel, case: Case) -> Arrays:
 
 def _answer_reconstruct(model: FederatedModel, case: Case) -> dict[str, Tensor]:
     if isinstance(model.reconstruction, Ridge):
-        (ridge,) = (value for name, value in case.hyperparameters.items() if name != UPDATE_RATE)
+        ridge = case.hyperparameters[RECONSTRUCT_RIDGE]
         found = solve_ridge(model, case.global_parameters, case.local_parameters, case.fields, case.used, ridge)
         return {f"reconstructed.{name}": value for name, value in found.items()}
     found, losses = reconstruct(
@@ -337,9 +337,10 @@ def _answer_reconstruct(model: FederatedModel, case: Case) -> dict[str, Tensor]:
 
 
 def _answer_measures(model: FederatedModel, case: Case, graph: PlanGraph) -> dict[str, Tensor]:
-    prediction = model.predict({**case.global_parameters, **case.local_parameters}, case.fields)
+    parameters = {**case.global_parameters, **case.local_parameters}
     if graph.role == plan_pb2.GRAPH_ROLE_PREDICT:
-        return {"scores": prediction if model.score is None else model.score(prediction)}
+        return {"scores": model.scores(parameters, case.fields)}
+    prediction = model.predict(parameters, case.fields)
     targets = model.only_targets(case.fields)
     return {
         f"metric.{name}": (metric.function(prediction, targets) * case.used).sum()
