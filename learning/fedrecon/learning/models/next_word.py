@@ -84,7 +84,7 @@ class NextWord(nn.Module):
         """
         positions = tokens.shape[1]
         rows = torch.cat([self.embedding, self.oov_embedding])
-        # By position first, and flat for each matrix product: torch exports no gradient of products in three dimensions.
+        # By position, and flat for each matrix product: torch exports no gradient of products in three dimensions.
         seen = functional.embedding(tokens.t().reshape(-1), rows)
         steps = functional.linear(seen, self.input_weight, self.gate_bias).view(positions, -1, GATES * self.hidden)
         state = torch.zeros_like(steps[0, :, : self.hidden])
