@@ -1,0 +1,305 @@
+"""How one row of the MovieLens experiments is trained, stopped and judged.
+
+Every row, centralised or federated, ends as the same thing, a `Run`: a federated model with global parameters and,
+where users were trained on, their local ones. So all rows are judged by one function, on validation and on test users
+alike, and a figure on validation means what the one on test users means.
+
+Rules: a run sees training users to learn from and validation to stop by, nothing else; what is stopped by is what the
+row is judged by (`Judged`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from fedrecon.learning.baselines.central_als import CentralAls, fit_by_als
+from fedrecon.learning.baselines.central_sgd import CentralSgd, fit_by_sgd
+from fedrecon.learning.baselines.factors import Factors, observations_of
+from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Server, Split, Training
+from fedrecon.learning.experiments.protocol import BATCH_SIZE, Clients, Protocol
+from fedrecon.learning.model import FederatedModel
+from fedrecon.learning.models.matrix_factorization import matrix_factorization
+from fedrecon.learning.reconstruction import Hyperparameter, Ridge, Schedule
+from fedrecon.learning.simulation.cohorts import Simulator
+from fedrecon.learning.simulation.evaluation import Evaluation, evaluate
+from fedrecon.learning.simulation.examples import ClientExamples
+from fedrecon.learning.simulation.training import Training as Rounds
+from fedrecon.learning.simulation.training import Validation, train
+from fedrecon.v1 import plan_pb2, task_pb2
+
+RATING_LIMITS = (1.0, 5.0)
+ITEM_VECTORS, ITEM_BIASES = "item_vectors.weight", "item_biases.weight"
+USER_VECTOR, USER_BIAS = "user_vector", "user_bias"
+
+splits = {
+    Split.ALTERNATE_BATCHES: task_pb2.SPLIT_RULE_ALTERNATE_BATCHES,
+    Split.FRESH_HALVES: task_pb2.SPLIT_RULE_BY_FRACTION,
+    Split.NONE: task_pb2.SPLIT_RULE_NONE,
+}
+servers = {Server.SGD: task_pb2.OPTIMIZER_RULE_SGD, Server.ADAGRAD: task_pb2.OPTIMIZER_RULE_ADAGRAD}
+
+Progress = Callable[[int, int, str], None]
+"""(done, most, what is said): rounds or sweeps of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is measured.
+
+    Attributes:
+        rmse: root of the pooled mean of squared errors, in stars.
+        accuracy: share of predictions at most half a star off, in percent.
+    """
+
+    rmse: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Figures on validation after a round or sweep."""
+
+    round: int
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Users and ratings that figures are taken on: those of validation, or of the test.
+
+    Attributes:
+        unseen: users never trained on.
+        seen: newer ratings of the training users, in their order.
+    """
+
+    unseen: ClientExamples
+    seen: ClientExamples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What one training came to.
+
+    Attributes:
+        simulator: the model, and how it is evaluated.
+        global_parameters: by name.
+        local_parameters: of the training users, `[users, ...]`, by name; empty where none are kept.
+        best: the round or sweep that is kept.
+        curve: figures on validation along the way.
+        seconds: that it took.
+        bytes_each_way: that one client downloads in a round, and as many that it uploads; None where ratings travel.
+    """
+
+    simulator: Simulator
+    global_parameters: Mapping[str, Tensor]
+    local_parameters: Mapping[str, Tensor]
+    best: int
+    curve: tuple[Point, ...]
+    seconds: float
+    bytes_each_way: int | None
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """All parameters by name."""
+        return {**self.global_parameters, **{f"local/{name}": value for name, value in self.local_parameters.items()}}
+
+
+def part_of(unseen: Clients, seen: Clients) -> Part:
+    """Give users and ratings as the simulation takes them."""
+    return Part(ClientExamples.from_clients(unseen), ClientExamples.from_clients(seen))
+
+
+def figures_of(evaluation: Evaluation) -> Figures:
+    """Give the pooled figures of an evaluation."""
+    return Figures(math.sqrt(evaluation.mean("squared_error")), 100.0 * evaluation.mean("within_half"))
+
+
+def judge(run: Run, judged: Judged, part: Part, seed: int) -> Figures:
+    """Evaluate a run.
+
+    Args:
+        run: what is judged.
+        judged: on whose ratings, and whether their vectors are trained, reconstructed or left as drawn.
+        part: users and ratings.
+        seed: of user vectors as drawn.
+    """
+    locals_: Mapping[str, Tensor] | None = None
+    match judged:
+        case Judged.SEEN:
+            locals_ = run.local_parameters
+        case Judged.UNTRAINED:
+            drawn = np.random.default_rng(seed)
+            locals_ = run.simulator.initial_locals(run.global_parameters, len(part.unseen), drawn)
+        case Judged.RECONSTRUCTED:
+            pass
+    clients = part.seen if judged is Judged.SEEN else part.unseen
+    return figures_of(evaluate(run.simulator, run.global_parameters, clients, seed, local_parameters=locals_))
+
+
+def run_training(
+    training: Training, judged: Judged, protocol: Protocol, seed: int, compiled: bool, progress: Progress
+) -> Run:
+    """Train one row.
+
+    Args:
+        training: its configuration.
+        judged: what it will be judged by, and is stopped by on validation.
+        protocol: whose open users it sees.
+        seed: of everything that is drawn.
+        compiled: whether the simulation compiles its steps.
+        progress: told after every round or sweep.
+    """
+    validation = part_of(protocol.validation, protocol.seen.validation)
+    clients = protocol.seen.train if judged is Judged.SEEN else protocol.train
+    begin = time.monotonic()
+    match training:
+        case Federated():
+            run = _run_rounds(training, judged, protocol.items, clients, validation, seed, compiled, progress)
+        case _:
+            run = _run_sweeps(training, judged, protocol.items, clients, validation, seed, compiled, progress)
+    return replace(run, seconds=time.monotonic() - begin)
+
+
+def _run_rounds(
+    training: Federated,
+    judged: Judged,
+    items: int,
+    clients: Clients,
+    validation: Part,
+    seed: int,
+    compiled: bool,
+    progress: Progress,
+) -> Run:
+    """Trains by rounds of federated reconstruction, or of federated averaging where users keep their vectors."""
+    model = model_of(training, items, seed)
+    work = task_pb2.LocalWork(split=splits[training.split], support_fraction=0.5)
+    if training.stateful:
+        # The vector of the last round is what this one starts from: nothing is reconstructed.
+        work.reconstruct_schedule.CopyFrom(plan_pb2.Schedule(batch_size=BATCH_SIZE, epochs=0))
+    judging = Simulator(model, task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_BATCHES), compiled)
+    seen = judged is Judged.SEEN
+    trained = train(
+        Simulator(model, work, compiled),
+        ClientExamples.from_clients(clients),
+        Rounds(
+            task_pb2.ServerOptimizer(
+                rule=servers[training.server], rate=training.server_rate, adaptivity=training.server_adaptivity
+            ),
+            cohort_size=training.cohort,
+            rounds=training.rounds,
+            seed=seed,
+            rates=_half_cosine(training.rounds) if training.decay else _constant,
+            stateful=training.stateful,
+            evaluate_every=training.evaluate_every,
+            patience=training.patience,
+        ),
+        Validation(
+            judging,
+            validation.seen if seen else validation.unseen,
+            loss=lambda evaluation: figures_of(evaluation).rmse,
+            keeps_locals=seen,
+        ),
+        progress=lambda done, history: progress(
+            done, training.rounds, f"RMSE {history[-1].loss:.4f}" if history else ""
+        ),
+    )
+    curve = tuple(
+        Point(each.round, Figures(each.loss, 100.0 * each.metrics["within_half"])) for each in trained.history
+    )
+    return Run(
+        judging,
+        trained.global_parameters,
+        trained.local_parameters,
+        trained.best_round,
+        curve,
+        seconds=0.0,
+        bytes_each_way=sum(value.numel() * value.element_size() for value in trained.global_parameters.values()),
+    )
+
+
+def _run_sweeps(
+    training: CentralSgd | CentralAls,
+    judged: Judged,
+    items: int,
+    clients: Clients,
+    validation: Part,
+    seed: int,
+    compiled: bool,
+    progress: Progress,
+) -> Run:
+    """Fits factors to all ratings in one place."""
+    observations = observations_of(clients)
+    mean = float(observations.ratings.double().mean()) if isinstance(training, CentralAls) else 0.0
+    model = model_of(_reconstructing(training, mean), items, seed)
+    judging = Simulator(model, task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_BATCHES), compiled)
+    curve: list[Point] = []
+
+    def run_of(factors: Factors) -> Run:
+        shared = {ITEM_VECTORS: factors.item_vectors}
+        own = {USER_VECTOR: factors.user_vectors}
+        if isinstance(training, CentralAls):
+            shared[ITEM_BIASES] = factors.item_biases[:, None]
+            own[USER_BIAS] = factors.user_biases
+        return Run(judging, shared, own, 0, (), seconds=0.0, bytes_each_way=None)
+
+    def score(factors: Factors) -> float:
+        # An unseen user whose vector is left as drawn says nothing about a sweep: RECON EVAL decides there, too.
+        by = Judged.SEEN if judged is Judged.SEEN else Judged.RECONSTRUCTED
+        curve.append(Point(len(curve) + 1, judge(run_of(factors), by, validation, seed)))
+        progress(len(curve), training.sweeps, f"RMSE {curve[-1].figures.rmse:.4f}")
+        return curve[-1].figures.rmse
+
+    if isinstance(training, CentralAls):
+        fitted = fit_by_als(observations, len(clients), items, training, seed, score)
+    else:
+        fitted = fit_by_sgd(observations, len(clients), items, training, seed, score)
+    return replace(run_of(fitted.factors), best=fitted.best_sweep, curve=tuple(curve))
+
+
+def _reconstructing(training: CentralSgd | CentralAls, mean: float) -> Federated:
+    """Returns the model that centralised factors are put into: its reconstruction is the one they were fitted by."""
+    if isinstance(training, CentralSgd):
+        return Federated(factors=training.factors)
+    ridge = Ridge("rating", Hyperparameter(training.ridge, 1.0, 1000.0))
+    return Federated(factors=training.factors, mean=mean, bias=True, reconstruction=ridge)
+
+
+def model_of(training: Federated, items: int, seed: int) -> FederatedModel:
+    """Give the model of a row.
+
+    Args:
+        training: its configuration.
+        items: rows of the item table.
+        seed: of the item vectors before the first round.
+    """
+    model = matrix_factorization(
+        items,
+        training.factors,
+        mean=training.mean,
+        bias=training.bias,
+        reconstruction=training.reconstruction,
+        update_rate=training.update_rate,
+        rating_limits=RATING_LIMITS,
+        seed=seed,
+    )
+    joint = training.joint_rate
+    return replace(
+        model,
+        update_schedule=Schedule(BATCH_SIZE, epochs=1, maximum_steps=training.update_steps),
+        joint_rate=None if joint is None else Hyperparameter(joint, 0.0, max(1.0, joint)),
+    )
+
+
+def _constant(_: int) -> float:
+    return 1.0
+
+
+def _half_cosine(rounds: int) -> Callable[[int], float]:
+    """Returns round number, from 1 -> a factor that falls from 1 to 0."""
+    return lambda number: 0.5 * (1.0 + math.cos(math.pi * (number - 1) / rounds))
