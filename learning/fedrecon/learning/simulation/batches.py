@@ -112,18 +112,17 @@ class Batches:
         """Whether some client takes a batch more than once."""
         return bool((self.steps > np.diff(self.first)).any())
 
-    def numbers(self, clients: Positions, start: int, steps: int) -> tuple[Positions, NDArray[np.bool_]]:
-        """Returns the batch that each client takes in each of some steps.
+    def numbers(self, clients: Positions, steps: int) -> tuple[Positions, NDArray[np.bool_]]:
+        """Returns the batch that each client takes in each of the first steps.
 
         Args:
             clients: which, `[clients]`.
-            start: the first step.
             steps: how many.
 
         Returns:
             `[clients, steps] int64`, any batch where a client has ended; `[clients, steps]`, whether it has not.
         """
-        step = np.arange(start, start + steps)
+        step = np.arange(steps)
         count = np.maximum(np.diff(self.first)[clients], 1)
         number = self.first[clients][:, None] + step % count[:, None]
         running = step < self.steps[clients][:, None]

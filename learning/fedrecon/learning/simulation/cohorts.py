@@ -28,17 +28,20 @@ from fedrecon.learning.reconstruction import (
     UPDATE_RATE,
     GradientSteps,
 )
-from fedrecon.learning.simulation.batches import Half, lay_out, split
-from fedrecon.learning.simulation.descents import Phase, sum_rows
+from fedrecon.learning.simulation.batches import Batches, Half, lay_out, split
+from fedrecon.learning.simulation.descents import Phase
 from fedrecon.learning.simulation.examples import ClientExamples, Positions
 from fedrecon.learning.simulation.ridge import Solver
 from fedrecon.learning.simulation.rows import Touched, bytes_of_rows, fields_of, reads_once, touch
 from fedrecon.learning.simulation.steps import Descent, Mover, Named, can_compile
+from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Schedule
 from fedrecon.v1.task_pb2 import LocalWork
 
 CHUNK_BYTES = 256 << 20
 """Of parameters that clients of a chunk have each for themselves, their gradients and state included."""
+LATE = 1 << 31
+"""Round in which epochs that grow have grown."""
 LARGEST_CHUNK = 256
 """Clients side by side: more do not run faster, since their rows fall out of the processor's cache."""
 
@@ -78,6 +81,8 @@ class Simulator:
     compiled: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _phases: list[Phase] = field(default_factory=list)
+    _fixed: dict[ClientExamples, tuple[Half, Half]] = field(default_factory=dict)
+    _laid_out: dict[tuple[Half, bytes, int], Batches] = field(default_factory=dict)
     _distinct: dict[ClientExamples, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,19 +152,27 @@ class Simulator:
             generator: draws initial local parameters and random splits.
             initial_locals: local parameters to start from, `[cohort, ...]`; drawn where not given.
         """
-        support, query = self.halves(examples, clients, generator)
+        members = clients
+        if self.work.split == task_pb2.SPLIT_RULE_BY_FRACTION:
+            support, query = self.halves(examples, clients, generator)
+            members = np.arange(len(clients))
+        else:
+            if examples not in self._fixed:
+                self._fixed[examples] = self.halves(examples, np.arange(len(examples)), generator)
+            support, query = self._fixed[examples]
         starts = self.initial_locals(global_parameters, len(clients), generator)
         starts |= dict(initial_locals or {})
         with torch.no_grad():
-            locals_ = self._reconstruct(global_parameters, starts, examples, support, round_number)
-            return self._update(global_parameters, locals_, examples, query, round_number)
+            locals_ = self._reconstruct(global_parameters, starts, examples, support, members, round_number)
+            return self._update(global_parameters, locals_, examples, query, members, round_number)
 
     def reconstruct(
         self, global_parameters: Tensors, initial_locals: Tensors, examples: ClientExamples, support: Half
     ) -> Named:
         """Returns the local parameters of the clients of `support`, `[clients, ...]`, as in a late round."""
         with torch.no_grad():
-            return self._reconstruct(global_parameters, dict(initial_locals), examples, support, 1 << 31)
+            members = np.arange(len(support.counts))
+            return self._reconstruct(global_parameters, dict(initial_locals), examples, support, members, LATE)
 
     def fine_tune(
         self,
@@ -182,7 +195,7 @@ class Simulator:
             schedule: batches, epochs, step limit.
             rate: of all steps.
         """
-        batches = lay_out(support, schedule, 1 << 31)
+        batches = lay_out(support, schedule, LATE)
         order = clients[np.argsort(-batches.steps[clients], kind="stable")]
         back = torch.from_numpy(np.argsort(np.argsort(-batches.steps[clients], kind="stable"), kind="stable"))
         moving = {name: value.expand(len(order), *value.shape) for name, value in global_parameters.items()}
@@ -201,36 +214,58 @@ class Simulator:
         self._phases.append(Phase(descent, self.compiled))
         return self._phases[-1]
 
+    def _batches(self, half: Half, schedule: Schedule, round_number: int) -> Batches:
+        """Returns the batches of a schedule, made once where the halves stay the same from round to round."""
+        if not any(half in halves for halves in self._fixed.values()):
+            return lay_out(half, schedule, round_number)
+        key = half, schedule.SerializeToString(), min(round_number, schedule.epochs) if schedule.epochs_grow else 0
+        if key not in self._laid_out:
+            self._laid_out[key] = lay_out(half, schedule, round_number)
+        return self._laid_out[key]
+
     def _number(self, name: str) -> float:
         return self.work.hyperparameters.get(name, self.model.hyperparameters[name].default)
 
     def _reconstruct(
-        self, global_parameters: Tensors, starts: Named, examples: ClientExamples, support: Half, round_number: int
+        self,
+        global_parameters: Tensors,
+        starts: Named,
+        examples: ClientExamples,
+        support: Half,
+        members: Positions,
+        round_number: int,
     ) -> Named:
         if not starts:
             return {}
         if not isinstance(self.model.reconstruction, GradientSteps):
             ridge = self._number(RECONSTRUCT_RIDGE)
-            return Solver(self.model).solve(global_parameters, starts, examples, support, ridge)
-        batches = lay_out(support, self.reconstruct_schedule, round_number)
+            return Solver(self.model).solve(global_parameters, starts, examples, support, members, ridge)
+        batches = self._batches(support, self.reconstruct_schedule, round_number)
         mover = Mover(tuple(starts), self.model.reconstruction.optimizer, RECONSTRUCT_RATE)
         phase = self._phase(Descent(self.model, (mover,)))
         rates = {RECONSTRUCT_RATE: self._number(RECONSTRUCT_RATE)}
         found = {name: value.clone() for name, value in starts.items()}
-        for chunk in _chunks(batches.steps, _bytes(starts.values()) // len(batches.steps)):
+        for chunk in _chunks(batches.steps[members], _bytes(starts.values()) // len(members)):
             rows = torch.from_numpy(chunk)
             moving = {name: value[rows] for name, value in starts.items()}
             weights = torch.ones(len(chunk), device=self.device)
             shared = dict(global_parameters)
-            after = phase.run(moving, {}, shared, examples.fields, batches, chunk, weights, rates).moving
+            after = phase.run(moving, {}, shared, examples.fields, batches, members[chunk], weights, rates).moving
             for name, value in after.items():
                 found[name][rows] = value
         return found
 
     def _update(
-        self, global_parameters: Tensors, locals_: Named, examples: ClientExamples, query: Half, round_number: int
+        self,
+        global_parameters: Tensors,
+        locals_: Named,
+        examples: ClientExamples,
+        query: Half,
+        members: Positions,
+        round_number: int,
     ) -> CohortSum:
-        batches = lay_out(query, self.update_schedule, round_number)
+        batches = self._batches(query, self.update_schedule, round_number)
+        counts = query.counts[members]
         movers = [Mover(tuple(global_parameters), self.model.update_optimizer, UPDATE_RATE)]
         rates = {UPDATE_RATE: self._number(UPDATE_RATE)}
         joint = self.model.joint_rate is not None and bool(locals_)
@@ -243,18 +278,18 @@ class Simulator:
         shared = {name: global_parameters[name] for name in read_once}
         sums = {name: torch.zeros_like(value) for name, value in global_parameters.items()}
         dense = {name: value for name, value in global_parameters.items() if name not in self.model.vocabularies}
-        finite = np.ones(len(query.counts), dtype=bool)
+        finite = np.ones(len(members), dtype=bool)
         kept = {name: value.clone() for name, value in locals_.items()}
         per_client = _bytes(dense.values()) + _bytes(locals_.values()) // max(len(finite), 1)
         per_client += 0 if once else bytes_of_rows(self.model, query)
-        for chunk in _chunks(batches.steps, per_client):
+        for chunk in _chunks(batches.steps[members], per_client):
             mine = {name: value[torch.from_numpy(chunk)] for name, value in locals_.items()}
             before = {name: value.expand(len(chunk), *value.shape) for name, value in dense.items()}
-            touched = Touched(examples.fields, {}) if once else touch(self.model, examples, query, chunk)
+            touched = Touched(examples.fields, {}) if once else touch(self.model, examples, query, members[chunk])
             before |= touched.of(self.model, global_parameters)
-            weights = torch.from_numpy(query.counts[chunk].astype(np.float32)).to(self.device)
+            weights = torch.from_numpy(counts[chunk].astype(np.float32)).to(self.device)
             moving, frozen = ({**before, **mine}, {}) if joint else (before, mine)
-            after = phase.run(moving, frozen, shared, touched.columns, batches, chunk, weights, rates)
+            after = phase.run(moving, frozen, shared, touched.columns, batches, members[chunk], weights, rates)
             for name in locals_ if joint else ():
                 kept[name][torch.from_numpy(chunk)] = after.moving[name]
             good = after.finite
@@ -263,12 +298,12 @@ class Simulator:
             finite[chunk] = good.cpu().numpy()
             for name, summed in sums.items():
                 if name in after.rows:
-                    summed.add_(after.rows[name].summed(len(summed), good))
+                    after.rows[name].add_to(summed, good)
                 elif name in after.moving:
                     change = after.moving[name] - before[name]
                     rows = touched.rows.get(self.model.vocabularies.get(name, ""))
-                    summed.add_(_weighted_sum(change, torch.where(good, weights, 0.0), rows, len(summed)))
-        weight = float(query.counts[finite].sum())
+                    _add_weighted(summed, change, torch.where(good, weights, 0.0), rows)
+        weight = float(counts[finite].sum())
         return CohortSum(sums, weight, int(finite.sum()), int((~finite).sum()), kept)
 
     def _reads_once(self, examples: ClientExamples) -> bool:
@@ -281,18 +316,21 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
-def _weighted_sum(changes: Tensor, weights: Tensor, rows: Tensor | None, count: int) -> Tensor:
-    """Returns the sum over clients of weight times change; of no client whose weight is 0, whatever its change.
+def _add_weighted(total: Tensor, changes: Tensor, weights: Tensor, rows: Tensor | None) -> None:
+    """Adds weight times change of all clients to a sum; of no client whose weight is 0, whatever its change.
 
     Args:
+        total: the sum, in the parameter's shape.
         changes: `[clients, ...]`, or `[clients, rows, ...]` of the rows that each client touches.
         weights: `[clients]`.
         rows: their numbers, `[clients, rows]`; None where a change is of the whole parameter.
-        count: rows of the parameter.
     """
     by_client = weights.reshape(-1, *[1] * (changes.dim() - 1))
     weighted = torch.where(by_client > 0, changes * by_client, 0.0)
-    return weighted.sum(0) if rows is None else sum_rows(weighted.flatten(0, 1), rows.flatten(), count)
+    if rows is None:
+        total += weighted.sum(0)
+    else:
+        total.index_add_(0, rows.flatten(), weighted.flatten(0, 1))
 
 
 def _chunks(steps: Positions, bytes_per_client: int) -> Iterator[Positions]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +39,13 @@ class RowMoves:
     moves: Tensor
     owners: Tensor
 
-    def summed(self, rows: int, counting: Tensor) -> Tensor:
-        """Returns the sum of all moves of every row, `[rows, ...]`, of the clients that count."""
+    def add_to(self, total: Tensor, counting: Tensor) -> None:
+        """Adds the moves of the clients that count to a sum over all rows, `[rows, ...]`."""
         moves = self.moves
         if not bool(counting.all()):
             kept = counting[self.owners].reshape(-1, *[1] * (moves.dim() - 1))
             moves = torch.where(kept, moves, 0.0)
-        return sum_rows(moves, self.numbers, rows)
-
-
-def sum_rows(values: Tensor, numbers: Tensor, rows: int) -> Tensor:
-    """Returns the sum of the values of every row: `[moves, ...]`, `[moves]` -> `[rows, ...]`."""
-    flat = values.reshape(len(values), -1)
-    # The gradient of a lookup is this very sum, and the fastest way to it.
-    total: Tensor = torch.ops.aten.embedding_dense_backward(flat, numbers, rows, -1, False)
-    return total.reshape(rows, *values.shape[1:])
+        total.index_add_(0, self.numbers, moves)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,8 +125,8 @@ class Phase:
     ) -> Descended:
         steps = batches.steps[clients]
         owners = torch.from_numpy(np.repeat(np.arange(len(clients)), steps)).to(weights.device)
-        chosen, running = batches.numbers(clients, 0, int(steps.max()))
-        fields, mask = _read(columns, batches, chosen[running][:, None], None)
+        chosen, running = batches.numbers(clients, int(steps.max()))
+        fields, mask = _read(columns, batches, chosen[running][:, None])
         own = {name: value[owners] for name, value in frozen.items()}
         state: State = {mover.rate: {} for mover in self.descent.movers}
         _, _, moves, finite = self._block({}, state, own, fields, mask, weights[owners], shared, rates)
@@ -165,65 +156,60 @@ class Phase:
             for mover in self.descent.movers
         }
         finite = torch.ones(len(clients), dtype=torch.bool, device=weights.device)
-        pieces: list[tuple[Named, Named, Tensor]] = []
-        begin = 0
-        while (count := int((steps > begin).sum())) > 0:
-            if not self._unrolled:
-                first = self._arguments(moving, state, frozen, columns, batches, clients[:1], weights, 0, 1)
-                one = self._block.one((*first, shared, rates))
-                self._unrolled = unrolled_steps(self.descent, one) if self.compiled else 1
-            its = self._arguments(
-                moving, state, frozen, columns, batches, clients[:count], weights, begin, self._unrolled
+        block = self._block_steps(moving, state, frozen, shared, columns, batches, clients, weights, rates)
+        blocks = -(-int(steps.max()) // block)
+        chosen, running = batches.numbers(clients, blocks * block)
+        # Block by block, so that each lies in one piece.
+        chosen = chosen.reshape(len(clients), blocks, block).swapaxes(0, 1)
+        running = running.reshape(len(clients), blocks, block).swapaxes(0, 1)
+        fields, mask = _read(columns, batches, chosen)
+        mask *= torch.from_numpy(running[:, :, :, None]).to(mask.device)
+        moved: dict[str, list[RowMoves]] = {}
+        for number in range(blocks):
+            count = int((steps > number * block).sum())
+            read = {name: column[number, :count] for name, column in fields.items()}
+            after, kept, moves, good = self._block(
+                {name: value[:count] for name, value in moving.items()},
+                {rate: {name: value[:count] for name, value in its.items()} for rate, its in state.items()},
+                {name: value[:count] for name, value in frozen.items()},
+                read,
+                mask[number, :count],
+                weights[:count],
+                shared,
+                rates,
             )
-            after, kept, moves, good = self._block(*its, shared, rates)
             for name, value in after.items():
                 moving[name][:count] = value
             for rate, values in kept.items():
                 for name, value in values.items():
                     state[rate][name][:count] = value
             finite[:count] &= good
-            if moves:
-                owners = torch.arange(count, device=weights.device).repeat_interleave(self._unrolled)
-                pieces.append((its[3], moves, owners))
-            begin += self._unrolled
-        collected: dict[str, list[RowMoves]] = {}
-        for fields, moves, owners in pieces:
-            for name, each in self._row_moves(fields, moves, owners).items():
-                collected.setdefault(name, []).append(each)
-        rows = {
-            name: RowMoves(
-                torch.cat([each.numbers for each in parts]),
-                torch.cat([each.moves for each in parts]),
-                torch.cat([each.owners for each in parts]),
-            )
-            for name, parts in collected.items()
-        }
-        return Descended(moving, rows, finite)
+            owners = torch.arange(count, device=weights.device).repeat_interleave(block)
+            for name, each in self._row_moves(read, moves, owners).items():
+                moved.setdefault(name, []).append(each)
+        return Descended(moving, {name: _joined(parts) for name, parts in moved.items()}, finite)
 
-    def _arguments(
+    def _block_steps(
         self,
         moving: Named,
         state: State,
         frozen: Named,
+        shared: Named,
         columns: Mapping[str, Tensor],
         batches: Batches,
         clients: Positions,
         weights: Tensor,
-        begin: int,
-        steps: int,
-    ) -> tuple[Any, ...]:
-        """Returns the arguments of a block that differ between clients, for the first clients of a chunk."""
-        count = len(clients)
-        chosen, running = batches.numbers(clients, begin, steps)
-        fields, mask = _read(columns, batches, chosen, running)
-        return (
-            {name: value[:count] for name, value in moving.items()},
-            {rate: {name: value[:count] for name, value in values.items()} for rate, values in state.items()},
-            {name: value[:count] for name, value in frozen.items()},
-            fields,
-            mask,
-            weights[:count],
-        )
+        rates: Named,
+    ) -> int:
+        """Returns how many steps a block has: several of a small model, where they are compiled."""
+        if not self.compiled:
+            return 1
+        if not self._unrolled:
+            chosen, _ = batches.numbers(clients[:1], 1)
+            fields, mask = _read(columns, batches, chosen)
+            one = self._block.one((moving, state, frozen, fields, mask, weights, shared, rates))
+            self._unrolled = unrolled_steps(self.descent, one)
+        return self._unrolled
 
     def _row_moves(self, fields: Named, moves: Named, owners: Tensor) -> dict[str, RowMoves]:
         """Returns moves of rows with the rows' numbers; `owners` has one entry for each client and step."""
@@ -236,11 +222,17 @@ class Phase:
         return found
 
 
-def _read(columns: Mapping[str, Tensor], batches: Batches, chosen: Positions, running: Any) -> tuple[Named, Tensor]:
-    """Returns fields `[clients, steps, batch, ...]` and mask of chosen batches, `[clients, steps]`."""
+def _joined(parts: list[RowMoves]) -> RowMoves:
+    return RowMoves(
+        torch.cat([each.numbers for each in parts]),
+        torch.cat([each.moves for each in parts]),
+        torch.cat([each.owners for each in parts]),
+    )
+
+
+def _read(columns: Mapping[str, Tensor], batches: Batches, chosen: Positions) -> tuple[Named, Tensor]:
+    """Returns fields `[..., batch, ...]` and mask `[..., batch]` of chosen batches, `[...]`."""
     device = next(iter(columns.values())).device
     positions = torch.from_numpy(batches.positions[chosen]).to(device)
-    mask = batches.mask[chosen]
-    if running is not None:
-        mask = mask * running[:, :, None]
-    return {name: column[positions] for name, column in columns.items()}, torch.from_numpy(mask).float().to(device)
+    mask = torch.from_numpy(batches.mask[chosen]).to(device)
+    return {name: column[positions] for name, column in columns.items()}, mask

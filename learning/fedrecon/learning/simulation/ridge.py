@@ -19,7 +19,7 @@ from torch.func import grad, vmap
 from fedrecon.learning.model import FederatedModel, Tensors
 from fedrecon.learning.reconstruction import Ridge
 from fedrecon.learning.simulation.batches import Half
-from fedrecon.learning.simulation.examples import ClientExamples
+from fedrecon.learning.simulation.examples import ClientExamples, Positions
 from fedrecon.learning.simulation.steps import Named
 
 CHUNK_ELEMENTS = 1 << 20
@@ -37,7 +37,13 @@ class Solver:
     model: FederatedModel
 
     def solve(
-        self, global_parameters: Tensors, starts: Named, examples: ClientExamples, support: Half, ridge: float
+        self,
+        global_parameters: Tensors,
+        starts: Named,
+        examples: ClientExamples,
+        support: Half,
+        members: Positions,
+        ridge: float,
     ) -> Named:
         """Returns local parameters, `[clients, ...]`, by name.
 
@@ -45,7 +51,8 @@ class Solver:
             global_parameters: the checkpoint, by name.
             starts: where the ridge pulls, `[clients, ...]`, by name.
             examples: of all clients.
-            support: the examples to fit, in the order of `starts`.
+            support: the examples to fit.
+            members: the clients among those of `support`, in the order of `starts`.
             ridge: weight of the squared distance from `starts`.
         """
         reconstruction = self.model.reconstruction
@@ -53,13 +60,14 @@ class Solver:
             raise TypeError(f"model {self.model.name!r} is not reconstructed by ridge")
         found = {name: value.clone() for name, value in starts.items()}
         widths = [math.prod(value.shape[1:]) for value in starts.values()]
-        order = np.argsort(support.counts, kind="stable")
-        order = order[support.counts[order] > 0]
+        counts = support.counts[members]
+        order = np.argsort(counts, kind="stable")
+        order = order[counts[order] > 0]
         begin = 0
         while begin < len(order):
-            end = _end(support.counts[order], begin, sum(widths))
+            end = _end(counts[order], begin, sum(widths))
             rows = order[begin:end]
-            positions, mask = support.padded(rows)
+            positions, mask = support.padded(members[rows])
             fields = {name: column[torch.from_numpy(positions)] for name, column in examples.fields.items()}
             picked = torch.from_numpy(rows)
             own = {name: value[picked] for name, value in starts.items()}
@@ -90,7 +98,7 @@ class Solver:
         return torch.cat(flat, dim=1), score
 
 
-def _end(counts: np.ndarray, begin: int, width: int) -> int:
+def _end(counts: Positions, begin: int, width: int) -> int:
     """Returns the end of a chunk of clients, sorted by their counts, whose padded design matrices fit."""
     sizes = counts[begin:] * (np.arange(len(counts) - begin) + 1) * width
     return begin + max(int(np.searchsorted(sizes, CHUNK_ELEMENTS, side="right")), 1)

@@ -6,11 +6,12 @@ unrolled several at a time, since at such sizes a call costs more than its arith
 
 Rules: clients are the first axis of whatever differs between them; extents but the number of clients are fixed for a
 compiled function. A step whose batch is all padding changes neither parameters nor state. Where there is no C++
-compiler the same functions run eagerly, and a warning says so.
+compiler, or where the compiler cannot take an operator, the same functions run eagerly, and a warning says so.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedrecon.learning.client_optimizers import ClientOptimizer, step
 from fedrecon.learning.model import FederatedModel, Tensors
+from fedrecon.learning.simulation.operators import dissolved
 
 Named = dict[str, Tensor]
 State = dict[str, Named]
@@ -95,7 +97,7 @@ class Descent:
         moves: dict[str, list[Tensor]] = {name: [] for name in self.read_once}
         for number in range(mask.shape[0]):
             batch = {name: column[number] for name, column in fields.items()}
-            rows = {name: shared[name][self._rows(name, batch)] for name in self.read_once}
+            rows = {name: self._rows(name, shared[name], batch) for name in self.read_once}
             stay = {name: value for name, value in shared.items() if name not in rows}
             moved, state = self._step({**moving, **rows}, state, {**frozen, **stay}, batch, mask[number], rates)
             moving = {name: moved[name] for name in moving}
@@ -106,9 +108,12 @@ class Descent:
         spoilt = sum(((value * 0.0).sum() for value in (*moving.values(), *moved_rows.values())), torch.zeros(()))
         return moving, state, moved_rows, spoilt == 0.0
 
-    def _rows(self, name: str, batch: Named) -> Tensor:
-        """Returns the row numbers that a batch names, `[rows]`, field by field."""
-        return torch.cat([batch[each].reshape(-1) for each in self.read_once[name]])
+    def _rows(self, name: str, table: Tensor, batch: Named) -> Tensor:
+        """Returns the rows of a parameter that a batch names, `[rows, ...]`, field by field."""
+        numbers = torch.cat([batch[each].reshape(-1) for each in self.read_once[name]])
+        # A lookup, since plain indexing would fix the number of clients when it is compiled.
+        flat = torch.nn.functional.embedding(numbers, table.reshape(table.shape[0], -1))
+        return flat.reshape(-1, *table.shape[1:])
 
     def _step(
         self, moving: Named, state: State, frozen: Named, fields: Named, mask: Tensor, rates: Named
@@ -194,7 +199,7 @@ class _Lookups(TorchFunctionMode):
             numbers, table = arguments[0], arguments[1]
             for each in self._picked:
                 if table is each.rows and numbers is each.positions:
-                    rows = table[each.begin : each.begin + numbers.numel()]
+                    rows = table if numbers.numel() == len(table) else table[each.begin : each.begin + numbers.numel()]
                     return rows.reshape(*numbers.shape, *table.shape[1:])
         return function(*arguments, **(named or {}))
 
@@ -224,13 +229,31 @@ class Vectorised:
         if not self.compiled or self._clients(arguments) == 1:
             return self._traced[form](*arguments)
         if form not in self._made:
-            self._made[form] = self._compile(self._traced[form], arguments)
+            self._made[form] = self._compile_or_not(self._traced[form], arguments)
         return self._made[form](*arguments)
 
     def one(self, arguments: Sequence[Any]) -> list[Any]:
         """Returns the arguments of the first client."""
         pairs = zip(arguments, self.in_dims, strict=True)
         return [_map(lambda leaf: leaf[0], each) if dim is not None else each for each, dim in pairs]
+
+    def _compile_or_not(self, mapped: Callable[..., Any], arguments: Sequence[Any]) -> Callable[..., Any]:
+        """Returns the function compiled; as it is, with a warning, where torch cannot compile it."""
+        compiler = logging.getLogger("torch._guards")
+        level = compiler.level
+        compiler.setLevel(logging.CRITICAL)  # it would print its own reasons, a page for each
+        try:
+            return self._compile(mapped, arguments)
+        except Exception as error:  # noqa: BLE001 the compiler raises many kinds, and running eagerly is always right
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(
+                f"torch cannot compile these steps, which run eagerly and several times slower: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return mapped
+        finally:
+            compiler.setLevel(level)
 
     def _compile(self, mapped: Callable[..., Any], arguments: Sequence[Any]) -> Callable[..., Any]:
         """Returns a function compiled for any number of clients, and otherwise for arguments of just this form."""
@@ -251,7 +274,7 @@ class Vectorised:
         return next(leaf.shape[0] for argument in different for leaf in _leaves(argument))
 
     def _form(self, arguments: Sequence[Any]) -> Any:
-        """Returns names, types, devices and shapes of the arguments, less the number of clients."""
+        """Returns names, types, devices, shapes and strides of the arguments, less the number of clients."""
         return tuple(_form(each, dim) for each, dim in zip(arguments, self.in_dims, strict=True))
 
 
@@ -269,7 +292,8 @@ def _map(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
 
 def _form(argument: Any, dimension: int | None) -> Any:
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.device, argument.shape if dimension is None else argument.shape[1:]
+        shape = argument.shape if dimension is None else argument.shape[1:]
+        return argument.dtype, argument.device, shape, argument.stride()
     return tuple((name, _form(value, dimension)) for name, value in argument.items())
 
 
@@ -280,7 +304,10 @@ def traced(function: Callable[..., Any], arguments: Sequence[Any]) -> torch.fx.G
     def plain(*values: Any) -> Any:
         return function(*values)
 
-    return make_fx(plain)(*arguments)
+    graph = make_fx(plain, decomposition_table=dissolved)(*arguments)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def unrolled_steps(descent: Descent, one_step: Sequence[Any]) -> int:
