@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 
 from fedrecon.datasets import Ratings
 from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Row, Training
-from fedrecon.learning.experiments.movielens_runs import Figures, Run, judge, part_of, run_training
+from fedrecon.learning.experiments.movielens_runs import Figures, Run, Simulators, judge, part_of, run_training
 from fedrecon.learning.experiments.protocol import Choice, Protocol, digest_of, open_protocol
 from fedrecon.learning.experiments.reporting import progress_bar
 from fedrecon.learning.reconstruction import GradientSteps
@@ -108,6 +108,7 @@ def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Protocol, dict[tu
     # Small tensors: a second thread costs more than it brings, and sums in another order.
     torch.set_num_threads(1)
     protocol = open_protocol(setting.ratings, setting.folder)
+    simulators = Simulators(protocol.items, compiled=not setting.quick)
     shared: dict[tuple[Training, bool, int], Run] = {}
     runs: dict[tuple[str, int], Run] = {}
     with progress_bar() as bar:
@@ -117,7 +118,7 @@ def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Protocol, dict[tu
                 key = (training, row.judged is Judged.SEEN, seed)
                 if key not in shared:
                     with _Watched(bar, f"{row.name}, seed {seed}") as told:
-                        shared[key] = run_training(training, row.judged, protocol, seed, not setting.quick, told)
+                        shared[key] = run_training(training, row.judged, protocol, seed, simulators, told)
                 runs[row.name, seed] = shared[key]
     return protocol, runs
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,7 +26,7 @@ from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Serv
 from fedrecon.learning.experiments.protocol import BATCH_SIZE, Clients, Protocol
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.models.matrix_factorization import matrix_factorization
-from fedrecon.learning.reconstruction import Hyperparameter, Ridge, Schedule
+from fedrecon.learning.reconstruction import GradientSteps, Hyperparameter, Ridge
 from fedrecon.learning.simulation.cohorts import Simulator
 from fedrecon.learning.simulation.evaluation import Evaluation, evaluate
 from fedrecon.learning.simulation.examples import ClientExamples
@@ -142,8 +143,84 @@ def judge(run: Run, judged: Judged, part: Part, seed: int) -> Figures:
     return figures_of(evaluate(run.simulator, run.global_parameters, clients, seed, local_parameters=locals_))
 
 
+@dataclass(slots=True, eq=False)
+class Simulators:
+    """Simulators of an experiment: runs of one model share it, and what was compiled for it.
+
+    Attributes:
+        items: rows of the item table.
+        compiled: whether steps are compiled.
+    """
+
+    items: int
+    compiled: bool
+    _made: dict[Any, Simulator] = field(default_factory=dict)
+
+    def of(self, training: Federated, seed: int, *, evaluates: bool) -> Simulator:
+        """Give the simulator of a row, at its beginning.
+
+        Args:
+            training: the row's configuration.
+            seed: of the item vectors before the first round.
+            evaluates: whether support and query are those of the protocol, and vectors are always reconstructed.
+        """
+        model = model_of(training, self.items, seed)
+        # All that is compiled into steps; rates and schedules are not.
+        key = (training.factors, training.mean, training.bias, training.reconstruction, training.joint_rate is None)
+        made = self._made.setdefault(key, Simulator(model, task_pb2.LocalWork(), self.compiled))
+        made.model.module.load_state_dict(model.module.state_dict())
+        # The copy shares with its original what was compiled.
+        return replace(made, work=work_of(training, model, evaluates=evaluates))
+
+
+def model_of(training: Federated, items: int, seed: int) -> FederatedModel:
+    """Give the model of a row.
+
+    Args:
+        training: its configuration.
+        items: rows of the item table.
+        seed: of the item vectors before the first round.
+    """
+    model = matrix_factorization(
+        items,
+        training.factors,
+        mean=training.mean,
+        bias=training.bias,
+        reconstruction=training.reconstruction,
+        update_rate=training.update_rate,
+        rating_limits=RATING_LIMITS,
+        seed=seed,
+    )
+    joint = training.joint_rate
+    return replace(model, joint_rate=None if joint is None else Hyperparameter(joint, 0.0, max(1.0, joint)))
+
+
+def work_of(training: Federated, model: FederatedModel, *, evaluates: bool) -> task_pb2.LocalWork:
+    """Give what a device is told: in training, or in evaluation.
+
+    Args:
+        training: the row's configuration.
+        model: whose hyperparameters are told.
+        evaluates: whether support and query are those of the protocol, and vectors are always reconstructed.
+    """
+    work = task_pb2.LocalWork(
+        split=splits[Split.ALTERNATE_BATCHES if evaluates else training.split],
+        support_fraction=0.5,
+        update_schedule=plan_pb2.Schedule(batch_size=BATCH_SIZE, epochs=1, maximum_steps=training.update_steps),
+        hyperparameters={name: number.default for name, number in model.hyperparameters.items()},
+    )
+    if isinstance(training.reconstruction, GradientSteps):
+        its = training.reconstruction.schedule
+        # A vector that is kept from round to round is not reconstructed.
+        epochs = 0 if training.stateful and not evaluates else its.epochs
+        work.reconstruct_schedule.CopyFrom(
+            plan_pb2.Schedule(batch_size=its.batch_size, epochs=epochs, maximum_steps=its.maximum_steps)
+        )
+    return work
+
+
 def run_training(
-    training: Training, judged: Judged, protocol: Protocol, seed: int, compiled: bool, progress: Progress
+    training: Training, judged: Judged, protocol: Protocol, seed: int, simulators: Simulators, progress: Progress
 ) -> Run:
     """Train one row.
 
@@ -152,45 +229,39 @@ def run_training(
         judged: what it will be judged by, and is stopped by on validation.
         protocol: whose open users it sees.
         seed: of everything that is drawn.
-        compiled: whether the simulation compiles its steps.
+        simulators: of the experiment.
         progress: told after every round or sweep.
     """
     validation = part_of(protocol.validation, protocol.seen.validation)
     clients = protocol.seen.train if judged is Judged.SEEN else protocol.train
     begin = time.monotonic()
-    match training:
-        case Federated():
-            run = _run_rounds(training, judged, protocol.items, clients, validation, seed, compiled, progress)
-        case _:
-            run = _run_sweeps(training, judged, protocol.items, clients, validation, seed, compiled, progress)
+    if isinstance(training, Federated):
+        run = _run_rounds(training, judged, clients, validation, seed, simulators, progress)
+    else:
+        run = _run_sweeps(training, judged, clients, validation, seed, simulators, progress)
     return replace(run, seconds=time.monotonic() - begin)
 
 
 def _run_rounds(
     training: Federated,
     judged: Judged,
-    items: int,
     clients: Clients,
     validation: Part,
     seed: int,
-    compiled: bool,
+    simulators: Simulators,
     progress: Progress,
 ) -> Run:
     """Trains by rounds of federated reconstruction, or of federated averaging where users keep their vectors."""
-    model = model_of(training, items, seed)
-    work = task_pb2.LocalWork(split=splits[training.split], support_fraction=0.5)
-    if training.stateful:
-        # The vector of the last round is what this one starts from: nothing is reconstructed.
-        work.reconstruct_schedule.CopyFrom(plan_pb2.Schedule(batch_size=BATCH_SIZE, epochs=0))
-    judging = Simulator(model, task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_BATCHES), compiled)
+    judging = simulators.of(training, seed, evaluates=True)
     seen = judged is Judged.SEEN
+    optimizer = task_pb2.ServerOptimizer(
+        rule=servers[training.server], rate=training.server_rate, adaptivity=training.server_adaptivity
+    )
     trained = train(
-        Simulator(model, work, compiled),
+        simulators.of(training, seed, evaluates=False),
         ClientExamples.from_clients(clients),
         Rounds(
-            task_pb2.ServerOptimizer(
-                rule=servers[training.server], rate=training.server_rate, adaptivity=training.server_adaptivity
-            ),
+            optimizer,
             cohort_size=training.cohort,
             rounds=training.rounds,
             seed=seed,
@@ -226,18 +297,16 @@ def _run_rounds(
 def _run_sweeps(
     training: CentralSgd | CentralAls,
     judged: Judged,
-    items: int,
     clients: Clients,
     validation: Part,
     seed: int,
-    compiled: bool,
+    simulators: Simulators,
     progress: Progress,
 ) -> Run:
     """Fits factors to all ratings in one place."""
     observations = observations_of(clients)
     mean = float(observations.ratings.double().mean()) if isinstance(training, CentralAls) else 0.0
-    model = model_of(_reconstructing(training, mean), items, seed)
-    judging = Simulator(model, task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_BATCHES), compiled)
+    judging = simulators.of(_reconstructing(training, mean), seed, evaluates=True)
     curve: list[Point] = []
 
     def run_of(factors: Factors) -> Run:
@@ -256,9 +325,9 @@ def _run_sweeps(
         return curve[-1].figures.rmse
 
     if isinstance(training, CentralAls):
-        fitted = fit_by_als(observations, len(clients), items, training, seed, score)
+        fitted = fit_by_als(observations, len(clients), simulators.items, training, seed, score)
     else:
-        fitted = fit_by_sgd(observations, len(clients), items, training, seed, score)
+        fitted = fit_by_sgd(observations, len(clients), simulators.items, training, seed, score)
     return replace(run_of(fitted.factors), best=fitted.best_sweep, curve=tuple(curve))
 
 
@@ -268,32 +337,6 @@ def _reconstructing(training: CentralSgd | CentralAls, mean: float) -> Federated
         return Federated(factors=training.factors)
     ridge = Ridge("rating", Hyperparameter(training.ridge, 1.0, 1000.0))
     return Federated(factors=training.factors, mean=mean, bias=True, reconstruction=ridge)
-
-
-def model_of(training: Federated, items: int, seed: int) -> FederatedModel:
-    """Give the model of a row.
-
-    Args:
-        training: its configuration.
-        items: rows of the item table.
-        seed: of the item vectors before the first round.
-    """
-    model = matrix_factorization(
-        items,
-        training.factors,
-        mean=training.mean,
-        bias=training.bias,
-        reconstruction=training.reconstruction,
-        update_rate=training.update_rate,
-        rating_limits=RATING_LIMITS,
-        seed=seed,
-    )
-    joint = training.joint_rate
-    return replace(
-        model,
-        update_schedule=Schedule(BATCH_SIZE, epochs=1, maximum_steps=training.update_steps),
-        joint_rate=None if joint is None else Hyperparameter(joint, 0.0, max(1.0, joint)),
-    )
 
 
 def _constant(_: int) -> float:
