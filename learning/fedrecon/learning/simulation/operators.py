@@ -42,6 +42,10 @@ def _index_select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
     return tensor[tuple(places)]
 
 
+def _embedding(table: Tensor, rows: Tensor, *_: Any) -> Tensor:
+    return table[rows]
+
+
 def _embedding_backward(gradient: Tensor, rows: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
     del padding, by_frequency
     width = gradient.shape[-1]
@@ -95,6 +99,7 @@ dissolved: dict[Any, Callable[..., Any]] = {
         ),
     ),
     aten.cat.default: _cat,
+    aten.embedding.default: _embedding,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.gather.default: _gather,
     aten.index_select.default: _index_select,
