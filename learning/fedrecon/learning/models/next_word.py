@@ -83,9 +83,13 @@ class NextWord(nn.Module):
             `[examples, positions, ids] float32`.
         """
         positions = tokens.shape[1]
-        rows = torch.cat([self.embedding, self.oov_embedding])
         # By position, and flat for each matrix product: torch exports no gradient of products in three dimensions.
-        seen = functional.embedding(tokens.t().reshape(-1), rows)
+        flat = tokens.t().reshape(-1)
+        # Two lookups and no table of both: what all clients share is then not copied for each of them.
+        buckets = flat - len(self.embedding)
+        shared = functional.embedding(flat.clamp(max=len(self.embedding) - 1), self.embedding)
+        own = functional.embedding(buckets.clamp(min=0), self.oov_embedding)
+        seen = torch.where(buckets.unsqueeze(-1) < 0, shared, own)
         steps = functional.linear(seen, self.input_weight, self.gate_bias).view(positions, -1, GATES * self.hidden)
         state = torch.zeros_like(steps[0, :, : self.hidden])
         cell = state
