@@ -33,7 +33,8 @@ from fedrecon.learning.simulation.descents import Phase
 from fedrecon.learning.simulation.examples import ClientExamples, Positions
 from fedrecon.learning.simulation.ridge import Solver
 from fedrecon.learning.simulation.rows import Touched, bytes_of_rows, fields_of, reads_once, touch
-from fedrecon.learning.simulation.steps import Descent, Mover, Named, can_compile
+from fedrecon.learning.simulation.steps import Descent, Mover, Named
+from fedrecon.learning.simulation.vectorising import can_compile
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Schedule
 from fedrecon.v1.task_pb2 import LocalWork

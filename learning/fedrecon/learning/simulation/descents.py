@@ -19,7 +19,8 @@ from torch import Tensor
 from fedrecon.learning.client_optimizers import initial_state
 from fedrecon.learning.simulation.batches import Batches
 from fedrecon.learning.simulation.examples import Positions
-from fedrecon.learning.simulation.steps import Descent, Named, State, Vectorised, unrolled_steps
+from fedrecon.learning.simulation.steps import Descent, Named, State, unrolled_steps
+from fedrecon.learning.simulation.vectorising import Vectorised
 
 # Of `Descent.block`: moving, state, frozen, fields, mask and weight differ between clients; shared and rates do not.
 _IN_DIMS = (0, 0, 0, 0, 0, 0, None, None)

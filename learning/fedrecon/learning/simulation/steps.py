@@ -1,32 +1,25 @@
-"""Gradient steps of many clients at once: one client's steps as a function, vectorised, and compiled where possible.
+"""What one client does in a phase of a round, written once for any model, as a function of tensors.
 
-One client's part is written once, for any model, as a function of tensors; it is traced into plain operators (so that
-no autograd runs later), vectorised over the clients (`torch.func.vmap`) and compiled. Steps of small models are
-unrolled several at a time, since at such sizes a call costs more than its arithmetic.
+`vectorising` runs it for many clients at once. Steps of small models are unrolled several at a time, since at such
+sizes a call costs more than its arithmetic.
 
-Rules: clients are the first axis of whatever differs between them; extents but the number of clients are fixed for a
-compiled function. A step whose batch is all padding changes neither parameters nor state. Where there is no C++
-compiler, or where the compiler cannot take an operator, the same functions run eagerly, and a warning says so.
+Rules: a step whose batch is all padding changes neither parameters nor state; nothing is drawn at random.
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import grad_and_value
 from torch.overrides import TorchFunctionMode
 
 from fedrecon.learning.client_optimizers import ClientOptimizer, step
 from fedrecon.learning.model import FederatedModel, Tensors
-from fedrecon.learning.simulation.operators import dissolved
+from fedrecon.learning.simulation.vectorising import traced
 
 Named = dict[str, Tensor]
 State = dict[str, Named]
@@ -204,112 +197,6 @@ class _Lookups(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
 
-@dataclass(slots=True, eq=False)
-class Vectorised:
-    """A client's function over many clients; traced and compiled once for each form of its arguments.
-
-    Attributes:
-        function: of one client; takes mappings of tensors, or tensors.
-        in_dims: 0 for arguments that differ between clients, None for those that all share.
-        compiled: whether to compile.
-    """
-
-    function: Callable[..., Any]
-    in_dims: tuple[int | None, ...]
-    compiled: bool
-    _traced: dict[Any, Callable[..., Any]] = field(default_factory=dict)
-    _made: dict[Any, Callable[..., Any]] = field(default_factory=dict)
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Returns the function of all clients, each result with the clients as its first axis."""
-        form = self._form(arguments)
-        if form not in self._traced:
-            self._traced[form] = vmap(traced(self.function, self.one(arguments)), in_dims=self.in_dims)
-        # The compiler takes an extent of 1 for a constant.
-        if not self.compiled or self._clients(arguments) == 1:
-            return self._traced[form](*arguments)
-        if form not in self._made:
-            self._made[form] = self._compile_or_not(self._traced[form], arguments)
-        return self._made[form](*arguments)
-
-    def one(self, arguments: Sequence[Any]) -> list[Any]:
-        """Returns the arguments of the first client."""
-        pairs = zip(arguments, self.in_dims, strict=True)
-        return [_map(lambda leaf: leaf[0], each) if dim is not None else each for each, dim in pairs]
-
-    def _compile_or_not(self, mapped: Callable[..., Any], arguments: Sequence[Any]) -> Callable[..., Any]:
-        """Returns the function compiled; as it is, with a warning, where torch cannot compile it."""
-        compiler = logging.getLogger("torch._guards")
-        level = compiler.level
-        compiler.setLevel(logging.CRITICAL)  # it would print its own reasons, a page for each
-        try:
-            return self._compile(mapped, arguments)
-        except Exception as error:  # noqa: BLE001 the compiler raises many kinds, and running eagerly is always right
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(
-                f"torch cannot compile these steps, which run eagerly and several times slower: {reason}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return mapped
-        finally:
-            compiler.setLevel(level)
-
-    def _compile(self, mapped: Callable[..., Any], arguments: Sequence[Any]) -> Callable[..., Any]:
-        """Returns a function compiled for any number of clients, and otherwise for arguments of just this form."""
-        for argument, dimension in zip(arguments, self.in_dims, strict=True):
-            if dimension is not None:
-                for tensor in _leaves(argument):
-                    torch._dynamo.mark_dynamic(tensor, 0)  # noqa: SLF001 its documented name
-        # The form is checked before every call; torch's own checks cost more than a step of a small model.
-        options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-        # Ahead of time: torch keeps what it compiles in time by code, and all vectorised functions have the same.
-        compilable: Any = torch.compile(mapped, fullgraph=True, options=options)
-        compiled: Callable[..., Any] = compilable.aot_compile((tuple(arguments), {}))
-        return compiled
-
-    def _clients(self, arguments: Sequence[Any]) -> int:
-        """Returns the extent of the first axis of whatever differs between clients."""
-        different = (each for each, dim in zip(arguments, self.in_dims, strict=True) if dim is not None)
-        return next(leaf.shape[0] for argument in different for leaf in _leaves(argument))
-
-    def _form(self, arguments: Sequence[Any]) -> Any:
-        """Returns names, types, devices, shapes and strides of the arguments, less the number of clients."""
-        return tuple(_form(each, dim) for each, dim in zip(arguments, self.in_dims, strict=True))
-
-
-def _leaves(argument: Any) -> list[Tensor]:
-    if isinstance(argument, Tensor):
-        return [argument]
-    return [leaf for value in argument.values() for leaf in _leaves(value)]
-
-
-def _map(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return function(argument)
-    return {name: _map(function, value) for name, value in argument.items()}
-
-
-def _form(argument: Any, dimension: int | None) -> Any:
-    if isinstance(argument, Tensor):
-        shape = argument.shape if dimension is None else argument.shape[1:]
-        return argument.dtype, argument.device, shape, argument.stride()
-    return tuple((name, _form(value, dimension)) for name, value in argument.items())
-
-
-def traced(function: Callable[..., Any], arguments: Sequence[Any]) -> torch.fx.GraphModule:
-    """Returns a function as plain operators, for arguments of these shapes."""
-
-    # The tracer would count `self` among the arguments of a method.
-    def plain(*values: Any) -> Any:
-        return function(*values)
-
-    graph = make_fx(plain, decomposition_table=dissolved)(*arguments)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
 def unrolled_steps(descent: Descent, one_step: Sequence[Any]) -> int:
     """Returns how many steps a block shall have: more for small models.
 
@@ -319,16 +206,3 @@ def unrolled_steps(descent: Descent, one_step: Sequence[Any]) -> int:
     """
     operators = len(traced(descent.block, one_step).graph.nodes)
     return max(1, min(MOST_UNROLLED, LARGEST_BLOCK_OPERATORS // operators))
-
-
-def can_compile(device: torch.device) -> bool:
-    """Returns whether there is a compiler; warns where there is none."""
-    if device.type != "cpu" or any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        return True
-    warnings.warn(
-        "no C++ compiler (g++) found: the simulation runs eagerly, several times slower; on Debian: "
-        "apt-get install g++",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return False
