@@ -118,7 +118,7 @@ def reconstruct(plan: Plan, checkpoint: Arrays, columns: Arrays, work: LocalWork
 
 
 def score(plan: Plan, checkpoint: Arrays, local: Arrays, fields: Arrays) -> NDArray[np.float32]:
-    """Returns the model's scores of candidates, `[candidates] float32`, all rows of the checkpoint given.
+    """Returns the model's scores of candidates, `[candidates, ...] float32`, all rows of the checkpoint given.
 
     Args:
         plan: the plan.

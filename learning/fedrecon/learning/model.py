@@ -138,7 +138,8 @@ class FederatedModel:
         joint_rate: joint training: the rate at which the update's steps move the local parameters as well, by the
             reconstruction's optimizer (by SGD after ridge); None where they are frozen once reconstructed.
         score: prediction -> `[examples] float32` by which items are ranked, and which ridge brings close to its
-            target; None where the prediction is the score.
+            target; None where the prediction is the score. A model without vocabularies ranks nothing: its score may
+            be of any shape, for example a number per class.
 
     Raises:
         ModelError: the declaration cannot work; the message names the parameter, field or metric.
@@ -236,7 +237,7 @@ class FederatedModel:
         return prediction
 
     def scores(self, parameters: Tensors, fields: Tensors) -> Tensor:
-        """Returns the score of every example, `[examples] float32`: what ranks items and what ridge brings close."""
+        """Returns the score of every example, `[examples, ...] float32`: what ranks items and ridge brings close."""
         prediction = self.predict(parameters, fields)
         return prediction if self.score is None else self.score(prediction)
 

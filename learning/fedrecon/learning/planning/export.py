@@ -4,8 +4,8 @@ The road: `make_fx` (which dissolves `torch.func.grad` and `vmap`; exporting the
 -> `torch.onnx.export` with its own optimiser off (it drops small constants and folds large ones) -> the safe passes
 of `simplification`.
 
-Rules: varying extents stay symbolic; operators without a faithful translation are decomposed here; the same function
-gives the same nodes every time.
+Rules: varying extents stay symbolic; operators without a faithful translation are taken apart (`translations`); the
+same function gives the same nodes every time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
-from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedrecon.learning.planning.simplification import simplify
+from fedrecon.learning.planning.translations import decompositions, rewriting
 from fedrecon.learning.planning.values import Extent, Function, PlanError, Value
 
 OPSET = 20
@@ -35,56 +35,6 @@ element_types: dict[torch.dtype, int] = {
     torch.int32: onnx.TensorProto.INT32,
     torch.bool: onnx.TensorProto.BOOL,
 }
-
-aten: Any = torch.ops.aten
-
-
-def _embedding_backward(gradient: Tensor, rows: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
-    """The gradient of a lookup adds up over repeated rows: a ScatterND with addition."""
-    del padding, by_frequency  # lookups that use them are refused by `inspection`
-    width = gradient.shape[-1]
-    empty = gradient.new_zeros((count, width))
-    return empty.index_put((rows.reshape(-1),), gradient.reshape(-1, width), accumulate=True)
-
-
-def _matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
-    """ONNX Runtime silently computes wrong numbers for MatMul(Transpose(A), 1-D v), so the vector becomes a column."""
-    return torch.mm(matrix, vector.unsqueeze(1)).squeeze(1)
-
-
-# Backward operators without a translation to ONNX, taken apart by torch's own rules.
-_dissolved = [
-    aten._log_softmax_backward_data,  # noqa: SLF001 its name in ATen
-    aten._softmax_backward_data,  # noqa: SLF001 its name in ATen
-    aten.elu_backward,
-    aten.gelu_backward,
-    aten.hardsigmoid_backward,
-    aten.hardswish_backward,
-    aten.hardtanh_backward,
-    aten.huber_loss_backward,
-    aten.leaky_relu_backward,
-    aten.log_sigmoid_backward,
-    aten.mse_loss_backward,
-    aten.native_group_norm,
-    aten.native_group_norm_backward,
-    aten.native_layer_norm,
-    aten.native_layer_norm_backward,
-    aten.select_backward,
-    aten.sigmoid_backward,
-    aten.silu_backward,
-    aten.slice_backward,
-    aten.smooth_l1_loss_backward,
-    aten.softplus_backward,
-    aten.tanh_backward,
-    aten.threshold_backward,
-]
-
-
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    table = cast("dict[Any, Callable[..., Any]]", dict(get_decompositions(_dissolved)))
-    table[aten.embedding_dense_backward.default] = _embedding_backward
-    table[aten.mv.default] = _matrix_times_vector
-    return table
 
 
 class _Flat(nn.Module):
@@ -121,16 +71,14 @@ def export(what: str, function: Function, inputs: Sequence[Value], outputs: Sequ
         for value in inputs
     )
     try:
-        with _quiet():
-            traced = make_fx(flat, decomposition_table=_decompositions(), tracing_mode="symbolic")(*arguments)
+        with _quiet(), rewriting():
+            traced = make_fx(flat, decomposition_table=decompositions(), tracing_mode="symbolic")(*arguments)
             program = torch.export.export(_Flat(traced), arguments, dynamic_shapes=(dynamic,), strict=False)
             exported = torch.onnx.export(
                 program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False, external_data=False
             )
     except Exception as error:
-        # torch raises a dozen unrelated types here; its first line says which operator it stumbled over.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlanError(f"graph {what}: torch cannot turn the model into ONNX: {reason}") from error
+        raise PlanError(f"graph {what}: torch cannot turn the model into ONNX: {first_reason(error)}") from error
     if exported is None:
         raise PlanError(f"graph {what}: torch gave no ONNX program")
     graph = exported.model_proto.graph
@@ -139,6 +87,13 @@ def export(what: str, function: Function, inputs: Sequence[Value], outputs: Sequ
             f"graph {what}: {graph.initializer[0].name!r} would become part of the graph; weights are inputs"
         )
     return simplify(what, exported.model_proto, [value.name for value in inputs], [value.name for value in outputs])
+
+
+def first_reason(error: BaseException) -> str:
+    """Returns what torch stumbled over: it raises a dozen unrelated types, and wraps some of them in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def declare(value: Value, name: str | None = None) -> onnx.ValueInfoProto:

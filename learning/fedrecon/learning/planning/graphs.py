@@ -145,8 +145,9 @@ def update(model: FederatedModel) -> PlanGraph:
 def predict(model: FederatedModel) -> PlanGraph:
     """Returns the graph that scores examples without their targets."""
     inputs = (*values.parameters(model), *values.fields(model.inputs))
-    nodes = export("predict", functions.predict(model), inputs, (values.scores,))
-    return _finish(plan_pb2.GRAPH_ROLE_PREDICT, inputs, (values.scores,), nodes)
+    scores = values.scores(model)
+    nodes = export("predict", functions.predict(model), inputs, (scores,))
+    return _finish(plan_pb2.GRAPH_ROLE_PREDICT, inputs, (scores,), nodes)
 
 
 def evaluate(model: FederatedModel) -> PlanGraph:

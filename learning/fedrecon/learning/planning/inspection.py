@@ -1,9 +1,9 @@
 """Refuses models that cannot become a plan, naming the layer, the parameter or the field.
 
-Three looks at a model: its layers (some can never work in a plan: they draw random numbers, keep running state, or
-have no translation), its graph (row-sparse parameters are only looked up, by fields of their own vocabulary, and
-those fields do nothing else: otherwise rows could not be renumbered), and its behaviour on random examples (one
-prediction, loss and score per example; ridge only where the score is linear in the local parameters).
+Three looks at a model: its layers (`layers`), its graph (row-sparse parameters are only looked up, by fields of their
+own vocabulary, and those fields do nothing else: otherwise rows could not be renumbered), and its behaviour on random
+examples (one prediction and loss per example, and one score where items are ranked; ridge only where the score is
+linear in the local parameters).
 """
 
 from __future__ import annotations
@@ -13,23 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning import values
-from fedrecon.learning.planning.export import example_arguments
+from fedrecon.learning.planning.export import example_arguments, first_reason
+from fedrecon.learning.planning.layers import check_layers
 from fedrecon.learning.planning.values import PlanError
 from fedrecon.learning.reconstruction import Ridge
-
-_refused: tuple[tuple[type[nn.Module], str], ...] = (
-    (_BatchNorm, "keeps running state and mixes examples; use LayerNorm or GroupNorm"),
-    (nn.EmbeddingBag, "has no ONNX translation of its gradient; use Embedding and sum over an axis"),
-    (_ConvNd, "has no ONNX translation of its gradient yet"),
-    (nn.RNNBase, "has no ONNX translation of its gradient yet"),
-    (nn.MultiheadAttention, "has no ONNX translation of its gradient yet"),
-)
 
 # Operators that only give row numbers another shape, or pick some of them.
 _reshaping = frozenset(
@@ -62,29 +52,9 @@ def inspect(model: FederatedModel) -> None:
     """
     if not model.local:
         raise PlanError(f"model {model.name!r} has no local parameter: there is nothing to reconstruct")
-    _check_layers(model)
+    check_layers(model)
     _check_behaviour(model)
     _check_graph(model, *_trace(model))
-
-
-def _check_layers(model: FederatedModel) -> None:
-    for name, layer in model.module.named_modules():
-        label = f"layer {name!r} ({type(layer).__name__})" if name else f"the model itself ({type(layer).__name__})"
-        for kind, reason in _refused:
-            if isinstance(layer, kind):
-                raise PlanError(f"{label} {reason}")
-        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
-            raise PlanError(f"{label} draws random numbers; no graph may: remove it, or call module.eval()")
-        if isinstance(layer, nn.Embedding) and f"{name}.weight" in model.vocabularies:
-            for option in ("padding_idx", "max_norm"):
-                if getattr(layer, option) is not None:
-                    raise PlanError(
-                        f"{label} sets {option}, which has no meaning once rows are renumbered; leave it out"
-                    )
-            if layer.scale_grad_by_freq:
-                raise PlanError(f"{label} sets scale_grad_by_freq, which plans do not support; leave it out")
-        for buffer, _ in layer.named_buffers(recurse=False):
-            raise PlanError(f"{label} keeps the buffer {buffer!r}; make it a parameter or a plain number")
 
 
 class _Traced(nn.Module):
@@ -118,10 +88,8 @@ def _trace(model: FederatedModel) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
                 _Traced(model, names), tuple(example_arguments(inputs)), dynamic_shapes=(dynamic,), strict=False
             )
     except Exception as error:
-        # torch raises a dozen unrelated types here; its first line says what it stumbled over.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PlanError(
-            f"model {model.name!r} cannot be traced with varying numbers of examples and rows: {reason}"
+            f"model {model.name!r} cannot be traced with varying numbers of examples and rows: {first_reason(error)}"
         ) from error
     nodes = {node.name: node for node in program.graph_module.graph.nodes}
     found = (nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str))
@@ -149,10 +117,13 @@ def _check_graph(model: FederatedModel, traced: fx.GraphModule, found: Mapping[s
 
 
 def _draws(node: fx.Node) -> bool:
-    """Returns whether an operator draws random numbers; dropout does only in training mode."""
+    """Returns whether an operator draws random numbers; dropout, of recurrent layers too, may be switched off."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    return not (node.target is torch.ops.aten.dropout.default and node.args[2] is False)
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    given = dict(zip(names, node.args, strict=False))
+    return given.get("train") is not False and given.get("dropout") != 0
 
 
 def _check_table(name: str, vocabulary: str, table: fx.Node, lookups: Mapping[fx.Node, str]) -> None:
@@ -239,7 +210,9 @@ def _check_behaviour(model: FederatedModel) -> None:
         raise PlanError(f"model {model.name!r} gives {list(prediction.shape)} for {count} examples, not one each")
     measured = {"the loss": model.loss(prediction, targets)}
     measured |= {f"metric {name!r}": metric.function(prediction, targets) for name, metric in model.metrics.items()}
-    measured["the score"] = model.scores(parameters, examples)
+    score = model.scores(parameters, examples)
+    if model.vocabularies or isinstance(model.reconstruction, Ridge) or score.dim() == 0:
+        measured["the score"] = score
     for what, result in measured.items():
         if result.shape != (count,) or result.dtype != torch.float32:
             raise PlanError(

@@ -58,7 +58,6 @@ order = Value("order", plan_pb2.VALUE_SOURCE_ORDER, "", torch.int64, ("steps", "
 step_mask = Value("mask", plan_pb2.VALUE_SOURCE_MASK, "", torch.float32, ("steps", "batch"))
 example_mask = Value("mask", plan_pb2.VALUE_SOURCE_MASK, "", torch.float32, ("examples",))
 losses = Value("losses", plan_pb2.VALUE_SOURCE_LOSSES, "", torch.float32, ("steps",))
-scores = Value("scores", plan_pb2.VALUE_SOURCE_SCORES, "", torch.float32, ("examples",))
 
 
 def parameter_shape(model: FederatedModel, name: str) -> tuple[Extent, ...]:
@@ -121,6 +120,13 @@ def rows(vocabulary: str) -> Value:
     """Returns the touched rows of a vocabulary."""
     shape = (f"rows.{vocabulary}",)
     return Value(f"rows.{vocabulary}", plan_pb2.VALUE_SOURCE_ROWS, vocabulary, torch.int64, shape)
+
+
+def scores(model: FederatedModel) -> Value:
+    """Returns the scores of examples, in the shape that the model gives them."""
+    fields = {each.name: torch.zeros((1, *each.shape), dtype=each.dtype) for each in model.inputs}
+    shape = model.scores({**model.global_parameters, **model.local_parameters}, fields).shape
+    return Value("scores", plan_pb2.VALUE_SOURCE_SCORES, "", torch.float32, ("examples", *shape[1:]))
 
 
 def metric(name: str) -> Value:
