@@ -90,7 +90,7 @@ def sgd(rate: float, momentum: float = 0.0) -> Optimizer:
             if momentum:
                 kept[FIRST_MOMENT + name] = _rounded(momentum * _exact(state[FIRST_MOMENT + name]) + change)
                 step = _exact(kept[FIRST_MOMENT + name])
-            after[name] = _rounded(_exact(parameters[name]) + rate * step)
+            after[name] = _moved(parameters[name], rate * step)
         return after, kept
 
     return Optimizer(init, update)
@@ -170,12 +170,19 @@ def _adaptive(
         for name, change in updates.items():
             first = _rounded(momentum * _exact(state[FIRST_MOMENT + name]) + (1.0 - momentum) * change)
             second = _rounded(accumulate(_exact(state[SECOND_MOMENT + name]), np.square(change)))
-            step = _exact(first) / (np.sqrt(_exact(second)) + adaptivity)
-            after[name] = _rounded(_exact(parameters[name]) + rate * step)
+            divisor = np.sqrt(_exact(second))
+            divisor += adaptivity
+            after[name] = _moved(parameters[name], rate * (_exact(first) / divisor))
             kept[FIRST_MOMENT + name], kept[SECOND_MOMENT + name] = first, second
         return after, kept
 
     return Optimizer(init, update)
+
+
+def _moved(parameter: NDArray[Any], step: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Returns the parameter plus a step, which is overwritten."""
+    step += parameter
+    return _rounded(step)
 
 
 def _exact(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -36,6 +36,11 @@ class Half:
         """Examples of every client, `[clients] int64`."""
         return np.diff(self.offsets)
 
+    def select(self, clients: Positions) -> Half:
+        """Returns the halves of some clients, in the order given."""
+        counts = self.counts[clients]
+        return Half(self.positions[ragged(self.offsets[clients], counts)], _offsets(counts))
+
     def padded(self, clients: Positions) -> tuple[Positions, NDArray[np.float32]]:
         """Returns positions and mask of some clients, each `[clients, longest]`, padded with 0."""
         counts = self.counts[clients]

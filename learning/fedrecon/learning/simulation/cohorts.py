@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ from fedrecon.learning.reconstruction import (
     UPDATE_RATE,
     GradientSteps,
 )
-from fedrecon.learning.simulation.batches import Batches, Half, lay_out, split
-from fedrecon.learning.simulation.descents import Phase
+from fedrecon.learning.simulation.batches import Half, lay_out, split
+from fedrecon.learning.simulation.descents import Phase, Reader
 from fedrecon.learning.simulation.examples import ClientExamples, Positions
 from fedrecon.learning.simulation.ridge import Solver
 from fedrecon.learning.simulation.rows import Touched, bytes_of_rows, fields_of, reads_once, touch
@@ -82,8 +83,8 @@ class Simulator:
     compiled: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _phases: list[Phase] = field(default_factory=list)
-    _fixed: dict[ClientExamples, tuple[Half, Half]] = field(default_factory=dict)
-    _laid_out: dict[tuple[Half, bytes, int], Batches] = field(default_factory=dict)
+    _fixed: dict[Any, tuple[Half, Half]] = field(default_factory=dict)
+    _readers: dict[tuple[Half, bytes, int], Reader] = field(default_factory=dict)
     _distinct: dict[ClientExamples, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,9 +115,12 @@ class Simulator:
 
     def halves(self, examples: ClientExamples, clients: Positions, generator: np.random.Generator) -> tuple[Half, Half]:
         """Returns support sets and query sets of some clients."""
+        return split(examples.offsets, clients, self.work, self._batch_size, generator)
+
+    @property
+    def _batch_size(self) -> int:
         # Ridge has no batches of its own: those of the update count, as on a device.
-        size = self.reconstruct_schedule.batch_size or self.update_schedule.batch_size
-        return split(examples.offsets, clients, self.work, size, generator)
+        return self.reconstruct_schedule.batch_size or self.update_schedule.batch_size
 
     def initial_locals(self, global_parameters: Tensors, clients: int, generator: np.random.Generator) -> Named:
         """Returns the local parameters that clients start from, `[clients, ...]`.
@@ -158,9 +162,10 @@ class Simulator:
             support, query = self.halves(examples, clients, generator)
             members = np.arange(len(clients))
         else:
-            if examples not in self._fixed:
-                self._fixed[examples] = self.halves(examples, np.arange(len(examples)), generator)
-            support, query = self._fixed[examples]
+            key = examples, self.work.split, self.work.support_fraction, self._batch_size
+            if key not in self._fixed:
+                self._fixed[key] = self.halves(examples, np.arange(len(examples)), generator)
+            support, query = self._fixed[key]
         starts = self.initial_locals(global_parameters, len(clients), generator)
         starts |= dict(initial_locals or {})
         with torch.no_grad():
@@ -204,7 +209,8 @@ class Simulator:
         phase = self._phase(Descent(self.model, (Mover(tuple(moving), Sgd(), UPDATE_RATE),)))
         weights = torch.ones(len(order), device=self.device)
         with torch.no_grad():
-            found = phase.run(moving, {}, {}, examples.fields, batches, order, weights, {UPDATE_RATE: rate})
+            reader = Reader.of(examples.fields, batches)
+            found = phase.run(moving, {}, {}, reader, order, weights, {UPDATE_RATE: rate})
         return {name: value[back] for name, value in found.moving.items()}
 
     def _phase(self, descent: Descent) -> Phase:
@@ -215,14 +221,14 @@ class Simulator:
         self._phases.append(Phase(descent, self.compiled))
         return self._phases[-1]
 
-    def _batches(self, half: Half, schedule: Schedule, round_number: int) -> Batches:
-        """Returns the batches of a schedule, made once where the halves stay the same from round to round."""
+    def _reader(self, examples: ClientExamples, half: Half, schedule: Schedule, round_number: int) -> Reader:
+        """Returns a schedule's batches, read once where halves stay the same from round to round."""
         if not any(half in halves for halves in self._fixed.values()):
-            return lay_out(half, schedule, round_number)
+            return Reader.of(examples.fields, lay_out(half, schedule, round_number))
         key = half, schedule.SerializeToString(), min(round_number, schedule.epochs) if schedule.epochs_grow else 0
-        if key not in self._laid_out:
-            self._laid_out[key] = lay_out(half, schedule, round_number)
-        return self._laid_out[key]
+        if key not in self._readers:
+            self._readers[key] = Reader.of(examples.fields, lay_out(half, schedule, round_number))
+        return self._readers[key]
 
     def _number(self, name: str) -> float:
         return self.work.hyperparameters.get(name, self.model.hyperparameters[name].default)
@@ -241,17 +247,17 @@ class Simulator:
         if not isinstance(self.model.reconstruction, GradientSteps):
             ridge = self._number(RECONSTRUCT_RIDGE)
             return Solver(self.model).solve(global_parameters, starts, examples, support, members, ridge)
-        batches = self._batches(support, self.reconstruct_schedule, round_number)
+        reader = self._reader(examples, support, self.reconstruct_schedule, round_number)
         mover = Mover(tuple(starts), self.model.reconstruction.optimizer, RECONSTRUCT_RATE)
         phase = self._phase(Descent(self.model, (mover,)))
         rates = {RECONSTRUCT_RATE: self._number(RECONSTRUCT_RATE)}
         found = {name: value.clone() for name, value in starts.items()}
-        for chunk in _chunks(batches.steps[members], _bytes(starts.values()) // len(members)):
+        for chunk in _chunks(reader.batches.steps[members], _bytes(starts.values()) // len(members)):
             rows = torch.from_numpy(chunk)
             moving = {name: value[rows] for name, value in starts.items()}
             weights = torch.ones(len(chunk), device=self.device)
             shared = dict(global_parameters)
-            after = phase.run(moving, {}, shared, examples.fields, batches, members[chunk], weights, rates).moving
+            after = phase.run(moving, {}, shared, reader, members[chunk], weights, rates).moving
             for name, value in after.items():
                 found[name][rows] = value
         return found
@@ -265,7 +271,7 @@ class Simulator:
         members: Positions,
         round_number: int,
     ) -> CohortSum:
-        batches = self._batches(query, self.update_schedule, round_number)
+        reader = self._reader(examples, query, self.update_schedule, round_number)
         counts = query.counts[members]
         movers = [Mover(tuple(global_parameters), self.model.update_optimizer, UPDATE_RATE)]
         rates = {UPDATE_RATE: self._number(UPDATE_RATE)}
@@ -273,24 +279,28 @@ class Simulator:
         if joint:
             movers.append(Mover(tuple(locals_), self.model.joint_optimizer, UPDATE_LOCAL_RATE))
             rates[UPDATE_LOCAL_RATE] = self._number(UPDATE_LOCAL_RATE)
-        once = not batches.repeats and self.model.update_optimizer == Sgd() and self._reads_once(examples)
-        read_once = {name: fields_of(self.model, its) for name, its in self.model.vocabularies.items() if once}
+        once = not reader.batches.repeats and self.model.update_optimizer == Sgd() and self._reads_once(examples)
+        read_once = {name: fields_of(self.model, its) for name, its in self.model.row_sparse.items() if once}
         phase = self._phase(Descent(self.model, tuple(movers), read_once, learns_default=bool(self.model.defaults)))
         shared = {name: global_parameters[name] for name in read_once}
         sums = {name: torch.zeros_like(value) for name, value in global_parameters.items()}
-        dense = {name: value for name, value in global_parameters.items() if name not in self.model.vocabularies}
+        dense = {name: value for name, value in global_parameters.items() if name not in self.model.row_sparse}
         finite = np.ones(len(members), dtype=bool)
         kept = {name: value.clone() for name, value in locals_.items()}
         per_client = _bytes(dense.values()) + _bytes(locals_.values()) // max(len(finite), 1)
         per_client += 0 if once else bytes_of_rows(self.model, query)
-        for chunk in _chunks(batches.steps[members], per_client):
+        for chunk in _chunks(reader.batches.steps[members], per_client):
             mine = {name: value[torch.from_numpy(chunk)] for name, value in locals_.items()}
             before = {name: value.expand(len(chunk), *value.shape) for name, value in dense.items()}
-            touched = Touched(examples.fields, {}) if once else touch(self.model, examples, query, members[chunk])
+            its, numbers, touched = reader, members[chunk], Touched(examples.fields, {})
+            if self.model.vocabularies and not once:
+                touched = touch(self.model, examples, query, numbers)
+                its = Reader.of(touched.columns, lay_out(query.select(numbers), self.update_schedule, round_number))
+                numbers = np.arange(len(chunk))
             before |= touched.of(self.model, global_parameters)
             weights = torch.from_numpy(counts[chunk].astype(np.float32)).to(self.device)
             moving, frozen = ({**before, **mine}, {}) if joint else (before, mine)
-            after = phase.run(moving, frozen, shared, touched.columns, batches, members[chunk], weights, rates)
+            after = phase.run(moving, frozen, shared, its, numbers, weights, rates)
             for name in locals_ if joint else ():
                 kept[name][torch.from_numpy(chunk)] = after.moving[name]
             good = after.finite
@@ -302,7 +312,7 @@ class Simulator:
                     after.rows[name].add_to(summed, good)
                 elif name in after.moving:
                     change = after.moving[name] - before[name]
-                    rows = touched.rows.get(self.model.vocabularies.get(name, ""))
+                    rows = touched.rows.get(self.model.row_sparse.get(name, ""))
                     _add_weighted(summed, change, torch.where(good, weights, 0.0), rows)
         weight = float(counts[finite].sum())
         return CohortSum(sums, weight, int(finite.sum()), int((~finite).sum()), kept)

@@ -27,13 +27,45 @@ _IN_DIMS = (0, 0, 0, 0, 0, 0, None, None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """The examples of a schedule's batches.
+
+    Attributes:
+        batches: of all clients.
+        fields: by name, `[batches, batch, ...]`.
+        mask: `[batches, batch] float32`.
+    """
+
+    batches: Batches
+    fields: Named
+    mask: Tensor
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Tensor], batches: Batches) -> Reader:
+        """Returns the batches read from the fields of all examples."""
+        device = next(iter(columns.values())).device
+        positions = torch.from_numpy(batches.positions).to(device)
+        fields = {name: column[positions] for name, column in columns.items()}
+        return cls(batches, fields, torch.from_numpy(batches.mask).to(device))
+
+    def pick(self, chosen: Positions) -> tuple[Named, Tensor]:
+        """Returns fields `[..., batch, ...]` and mask `[..., batch]` of batches `[...]`."""
+        numbers = torch.from_numpy(np.ascontiguousarray(chosen).reshape(-1)).to(self.mask.device)
+
+        def picked(values: Tensor) -> Tensor:
+            return values.index_select(0, numbers).reshape(*chosen.shape, *values.shape[1:])
+
+        return {name: picked(values) for name, values in self.fields.items()}, picked(self.mask)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RowMoves:
     """How far rows of a parameter moved that were each read once.
 
     Attributes:
-        numbers: rows, `[moves] int64`.
-        moves: weight times move, `[moves, ...] float32`.
-        owners: the client of each, `[moves] int64`, as it stands in the chunk.
+        numbers: which rows each step read, `[steps, rows] int64`.
+        moves: weight times move, `[steps, rows, ...] float32`.
+        owners: the client of each step, `[steps] int64`, as it stands in the chunk.
     """
 
     numbers: Tensor
@@ -46,7 +78,7 @@ class RowMoves:
         if not bool(counting.all()):
             kept = counting[self.owners].reshape(-1, *[1] * (moves.dim() - 1))
             moves = torch.where(kept, moves, 0.0)
-        total.index_add_(0, self.numbers, moves)
+        total.index_add_(0, self.numbers.flatten(), moves.flatten(0, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,8 +118,7 @@ class Phase:
         moving: Named,
         frozen: Named,
         shared: Named,
-        columns: Mapping[str, Tensor],
-        batches: Batches,
+        reader: Reader,
         clients: Positions,
         weights: Tensor,
         rates: Mapping[str, float],
@@ -98,54 +129,52 @@ class Phase:
             moving: parameters that move and that every step sees, `[clients, ...]`, by name.
             frozen: the clients' own parameters that stay, the same.
             shared: parameters that all clients share.
-            columns: the fields of all examples.
-            batches: of all clients.
+            reader: reads the batches.
             clients: of the chunk, those with most steps first.
             weights: of the clients, `[clients] float32`.
             rates: by name.
         """
         device = weights.device
         numbers = {name: torch.tensor(value, device=device) for name, value in rates.items()}
-        most = int(batches.steps[clients].max(initial=0))
+        most = int(reader.batches.steps[clients].max(initial=0))
         if not most:
             finite = torch.ones(len(clients), dtype=torch.bool, device=device)
             return Descended(moving, {}, finite)
         if not moving:
-            return self._at_once(frozen, shared, columns, batches, clients, weights, numbers)
-        return self._in_turn(moving, frozen, shared, columns, batches, clients, weights, numbers)
+            return self._at_once(frozen, shared, reader, clients, weights, numbers)
+        return self._in_turn(moving, frozen, shared, reader, clients, weights, numbers)
 
     def _at_once(
         self,
         frozen: Named,
         shared: Named,
-        columns: Mapping[str, Tensor],
-        batches: Batches,
+        reader: Reader,
         clients: Positions,
         weights: Tensor,
         rates: Named,
     ) -> Descended:
-        steps = batches.steps[clients]
+        steps = reader.batches.steps[clients]
         owners = torch.from_numpy(np.repeat(np.arange(len(clients)), steps)).to(weights.device)
-        chosen, running = batches.numbers(clients, int(steps.max()))
-        fields, mask = _read(columns, batches, chosen[running][:, None])
+        chosen, running = reader.batches.numbers(clients, int(steps.max()))
+        fields, mask = reader.pick(chosen[running][:, None])
         own = {name: value[owners] for name, value in frozen.items()}
         state: State = {mover.rate: {} for mover in self.descent.movers}
         _, _, moves, finite = self._block({}, state, own, fields, mask, weights[owners], shared, rates)
-        spoilt = torch.zeros(len(clients), device=weights.device).index_add_(0, owners, (~finite).float())
-        return Descended({}, self._row_moves(fields, moves, owners), spoilt == 0)
+        good = torch.ones(len(clients), dtype=torch.bool, device=weights.device)
+        good[owners[~finite]] = False
+        return Descended({}, self._row_moves(fields, moves, owners), good)
 
     def _in_turn(
         self,
         moving: Named,
         frozen: Named,
         shared: Named,
-        columns: Mapping[str, Tensor],
-        batches: Batches,
+        reader: Reader,
         clients: Positions,
         weights: Tensor,
         rates: Named,
     ) -> Descended:
-        steps = batches.steps[clients]
+        steps = reader.batches.steps[clients]
         moving = {name: value.clone() for name, value in moving.items()}
         state: State = {
             mover.rate: {
@@ -157,13 +186,13 @@ class Phase:
             for mover in self.descent.movers
         }
         finite = torch.ones(len(clients), dtype=torch.bool, device=weights.device)
-        block = self._block_steps(moving, state, frozen, shared, columns, batches, clients, weights, rates)
+        block = self._block_steps(moving, state, frozen, shared, reader, clients, weights, rates)
         blocks = -(-int(steps.max()) // block)
-        chosen, running = batches.numbers(clients, blocks * block)
+        chosen, running = reader.batches.numbers(clients, blocks * block)
         # Block by block, so that each lies in one piece.
         chosen = chosen.reshape(len(clients), blocks, block).swapaxes(0, 1)
         running = running.reshape(len(clients), blocks, block).swapaxes(0, 1)
-        fields, mask = _read(columns, batches, chosen)
+        fields, mask = reader.pick(chosen)
         mask *= torch.from_numpy(running[:, :, :, None]).to(mask.device)
         moved: dict[str, list[RowMoves]] = {}
         for number in range(blocks):
@@ -185,9 +214,10 @@ class Phase:
                 for name, value in values.items():
                     state[rate][name][:count] = value
             finite[:count] &= good
-            owners = torch.arange(count, device=weights.device).repeat_interleave(block)
-            for name, each in self._row_moves(read, moves, owners).items():
-                moved.setdefault(name, []).append(each)
+            if moves:
+                owners = torch.arange(count, device=weights.device).repeat_interleave(block)
+                for name, each in self._row_moves(read, moves, owners).items():
+                    moved.setdefault(name, []).append(each)
         return Descended(moving, {name: _joined(parts) for name, parts in moved.items()}, finite)
 
     def _block_steps(
@@ -196,8 +226,7 @@ class Phase:
         state: State,
         frozen: Named,
         shared: Named,
-        columns: Mapping[str, Tensor],
-        batches: Batches,
+        reader: Reader,
         clients: Positions,
         weights: Tensor,
         rates: Named,
@@ -206,8 +235,8 @@ class Phase:
         if not self.compiled:
             return 1
         if not self._unrolled:
-            chosen, _ = batches.numbers(clients[:1], 1)
-            fields, mask = _read(columns, batches, chosen)
+            chosen, _ = reader.batches.numbers(clients[:1], 1)
+            fields, mask = reader.pick(chosen)
             one = self._block.one((moving, state, frozen, fields, mask, weights, shared, rates))
             self._unrolled = unrolled_steps(self.descent, one)
         return self._unrolled
@@ -217,9 +246,8 @@ class Phase:
         found = {}
         for name, moved in moves.items():
             parts = [fields[each].flatten(2) for each in self.descent.read_once[name]]
-            numbers = torch.cat(parts, dim=2)
-            per_step = numbers.shape[2]
-            found[name] = RowMoves(numbers.reshape(-1), moved.flatten(0, 2), owners.repeat_interleave(per_step))
+            numbers = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            found[name] = RowMoves(numbers.flatten(0, 1), moved.flatten(0, 1), owners)
         return found
 
 
@@ -229,11 +257,3 @@ def _joined(parts: list[RowMoves]) -> RowMoves:
         torch.cat([each.moves for each in parts]),
         torch.cat([each.owners for each in parts]),
     )
-
-
-def _read(columns: Mapping[str, Tensor], batches: Batches, chosen: Positions) -> tuple[Named, Tensor]:
-    """Returns fields `[..., batch, ...]` and mask `[..., batch]` of chosen batches, `[...]`."""
-    device = next(iter(columns.values())).device
-    positions = torch.from_numpy(batches.positions[chosen]).to(device)
-    mask = torch.from_numpy(batches.mask[chosen]).to(device)
-    return {name: column[positions] for name, column in columns.items()}, mask

@@ -194,10 +194,11 @@ class _Run:
             optimizer = ServerOptimizer()
             optimizer.CopyFrom(training.optimizer)
             optimizer.rate *= 1.0 if training.rates is None else training.rates(self.round)
-            updates = {name: value.cpu().numpy() / total.weight for name, value in total.updates.items()}
-            after, state = from_message(optimizer).update(
-                {name: np.asarray(value, np.float64) for name, value in updates.items()}, self.state, self.parameters
-            )
+            updates = {
+                name: np.divide(value.cpu().numpy(), total.weight, dtype=np.float64)
+                for name, value in total.updates.items()
+            }
+            after, state = from_message(optimizer).update(updates, self.state, self.parameters)
             self.parameters, self.state = dict(after), dict(state)
 
     def look(self, validation: Validation | None, seed: int) -> None:
