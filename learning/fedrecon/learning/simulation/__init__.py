@@ -3,7 +3,7 @@
 from fedrecon.learning.simulation.cohorts import CohortSum, Simulator
 from fedrecon.learning.simulation.evaluation import Evaluation, FineTuning, evaluate
 from fedrecon.learning.simulation.examples import ClientExamples
-from fedrecon.learning.simulation.training import Point, Trained, Training, Validation, train
+from fedrecon.learning.simulation.training import Point, Rounds, Trained, Training, Validation, train
 
 __all__ = [
     "ClientExamples",
@@ -11,6 +11,7 @@ __all__ = [
     "Evaluation",
     "FineTuning",
     "Point",
+    "Rounds",
     "Simulator",
     "Trained",
     "Training",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedrecon.aggregator.optimizers import from_message
 from fedrecon.device_sdk.files import write_atomically
-from fedrecon.learning.simulation.cohorts import Simulator
+from fedrecon.learning.simulation.cohorts import CohortSum, Simulator
 from fedrecon.learning.simulation.evaluation import Evaluation, evaluate
 from fedrecon.learning.simulation.examples import ClientExamples, Positions
 from fedrecon.learning.simulation.steps import Named
@@ -129,155 +129,201 @@ def train(
     Raises:
         ValueError: there are fewer eligible clients than a cohort, or the folder holds another run.
     """
-    work = simulator.work
-    if work.maximum_examples:
-        clients = clients.newest(work.maximum_examples)
-    eligible = np.flatnonzero(clients.counts >= max(work.minimum_examples, 1))
-    if len(eligible) < training.cohort_size:
-        raise ValueError(
-            f"a cohort of {training.cohort_size} needs as many clients; {len(eligible)} have at least "
-            f"{max(work.minimum_examples, 1)} examples"
-        )
-    run = _Run.begin(simulator, clients, training)
+    rounds = Rounds.begin(simulator, clients, training)
+    trained = Trained(rounds.tensors(), local_parameters=_copied(rounds.local_parameters))
     path = None if checkpoints is None else checkpoints / "training.safetensors"
     if path is not None and path.exists():
-        run.restore(path.read_bytes(), _identity(simulator, clients, training))
-    while run.round < training.rounds and not run.is_over(training):
-        run.advance(simulator, clients, eligible, training)
-        if run.round % training.evaluate_every == 0 or run.round == training.rounds:
-            run.look(validation, training.seed)
+        trained = _restore(rounds, path.read_bytes())
+    while rounds.number < training.rounds and not _is_over(trained, rounds):
+        rounds.advance()
+        if rounds.number % training.evaluate_every == 0 or rounds.number == training.rounds:
+            _look(trained, rounds, validation)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, run.content(_identity(simulator, clients, training)))
+                write_atomically(path, _content(trained, rounds))
         if progress is not None:
-            progress(run.round, run.best.history)
-    return run.best
+            progress(rounds.number, trained.history)
+    trained.dropped = rounds.dropped
+    return trained
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """A training under way."""
+class Rounds:
+    """Rounds under way.
 
-    round: int
+    Attributes:
+        simulator: the model, and what a device does.
+        clients: whose examples count.
+        training: how rounds go.
+        eligible: who may take part.
+        number: the last round, 0 before the first.
+        parameters: the checkpoint, by name.
+        state: of the server optimizer.
+        local_parameters: of stateful training, of all clients, `[clients, ...]`.
+        dropped: clients that did not count so far, since a number was not finite.
+    """
+
+    simulator: Simulator
+    clients: ClientExamples
+    training: Training
+    eligible: Positions
+    number: int
     parameters: Arrays
     state: Arrays
-    locals_: Named
-    best: Trained
-    best_loss: float = float("inf")
+    local_parameters: Named
+    dropped: int = 0
 
     @classmethod
-    def begin(cls, simulator: Simulator, clients: ClientExamples, training: Training) -> _Run:
-        parameters = {name: value.numpy().copy() for name, value in simulator.model.global_parameters.items()}
-        start = {name: torch.from_numpy(value) for name, value in parameters.items()}
-        locals_: Named = {}
-        if training.stateful:
-            locals_ = simulator.initial_locals(start, len(clients), _generator(training.seed, 0))
-        state: Arrays = dict(from_message(training.optimizer).init(parameters))
-        return cls(0, parameters, state, locals_, Trained(start, local_parameters=locals_))
-
-    def tensors(self, device: torch.device) -> Named:
-        return {name: torch.from_numpy(value).to(device) for name, value in self.parameters.items()}
-
-    def advance(self, simulator: Simulator, clients: ClientExamples, eligible: Positions, training: Training) -> None:
-        """Runs one round."""
-        generator = _generator(training.seed, self.round + 1)
-        cohort = generator.choice(eligible, training.cohort_size, replace=False)
-        rows = torch.from_numpy(cohort)
-        kept = {name: value[rows] for name, value in self.locals_.items()}
-        parameters = self.tensors(simulator.device)
-        total = simulator.run(parameters, clients, cohort, self.round + 1, generator, kept)
-        for name, value in self.locals_.items():
-            value[rows] = total.local_parameters[name]
-        self.best.dropped += total.dropped
-        self.round += 1
-        if total.weight:
-            optimizer = ServerOptimizer()
-            optimizer.CopyFrom(training.optimizer)
-            optimizer.rate *= 1.0 if training.rates is None else training.rates(self.round)
-            updates = {
-                name: np.divide(value.cpu().numpy(), total.weight, dtype=np.float64)
-                for name, value in total.updates.items()
-            }
-            after, state = from_message(optimizer).update(updates, self.state, self.parameters)
-            self.parameters, self.state = dict(after), dict(state)
-
-    def look(self, validation: Validation | None, seed: int) -> None:
-        """Evaluates, and keeps the parameters if they are the best."""
-        if validation is None:
-            self.keep()
-            return
-        simulator = validation.simulator
-        evaluation = evaluate(
-            simulator,
-            self.tensors(simulator.device),
-            validation.clients,
-            seed,
-            local_parameters=self.locals_ if validation.keeps_locals else None,
-        )
-        loss = validation.loss(evaluation)
-        self.best.history.append(Point(self.round, loss, {name: evaluation.mean(name) for name in evaluation.sums}))
-        if loss < self.best_loss:
-            self.best_loss = loss
-            self.keep()
-
-    def keep(self) -> None:
-        self.best.global_parameters = {name: torch.from_numpy(value.copy()) for name, value in self.parameters.items()}
-        self.best.local_parameters = {name: value.clone() for name, value in self.locals_.items()}
-        self.best.best_round = self.round
-
-    def is_over(self, training: Training) -> bool:
-        """Returns whether evaluations have not improved for too long."""
-        if not training.patience or not self.best.history:
-            return False
-        return self.round - self.best.best_round >= training.patience * training.evaluate_every
-
-    def content(self, identity: str) -> bytes:
-        """Returns all of it as one file."""
-        about = {
-            "identity": identity,
-            "round": self.round,
-            "best_round": self.best.best_round,
-            "dropped": self.best.dropped,
-            "history": [[each.round, each.loss, dict(each.metrics)] for each in self.best.history],
-        }
-        groups: dict[str, Mapping[str, Any]] = {
-            "parameter": self.parameters,
-            "state": self.state,
-            "local": self.locals_,
-            "best": self.best.global_parameters,
-            "best_local": self.best.local_parameters,
-        }
-        arrays = {f"{group}/{name}": np.asarray(value) for group, its in groups.items() for name, value in its.items()}
-        arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8).astype(np.int32)
-        return write_safetensors(arrays)
-
-    def restore(self, content: bytes, identity: str) -> None:
-        """Goes on from a file.
+    def begin(cls, simulator: Simulator, clients: ClientExamples, training: Training) -> Rounds:
+        """Returns rounds before the first, from the parameters of the model's module.
 
         Raises:
-            ValueError: it is of another run.
+            ValueError: there are fewer eligible clients than a cohort.
         """
-        arrays = read_safetensors(content)
-        about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
-        if about["identity"] != identity:
-            raise ValueError("the checkpoint folder holds another training: choose another one, or remove its content")
-        groups: dict[str, Arrays] = {}
-        for path, array in arrays.items():
-            group, name = path.split("/", 1)
-            groups.setdefault(group, {})[name] = np.array(array)
-        self.round = about["round"]
-        self.parameters = groups["parameter"]
-        self.state = groups.get("state", {})
-        self.locals_ = _tensors(groups.get("local", {}))
-        history = [Point(number, loss, metrics) for number, loss, metrics in about["history"]]
-        self.best = Trained(
-            _tensors(groups["best"]),
-            about["best_round"],
-            history,
-            about["dropped"],
-            _tensors(groups.get("best_local", {})),
+        work = simulator.work
+        if work.maximum_examples:
+            clients = clients.newest(work.maximum_examples)
+        least = max(work.minimum_examples, 1)
+        eligible = np.flatnonzero(clients.counts >= least)
+        if len(eligible) < training.cohort_size:
+            raise ValueError(
+                f"a cohort of {training.cohort_size} needs as many clients; {len(eligible)} have at least {least} "
+                "examples"
+            )
+        parameters = {name: value.cpu().numpy().copy() for name, value in simulator.model.global_parameters.items()}
+        kept: Named = {}
+        if training.stateful:
+            start = {name: torch.from_numpy(value) for name, value in parameters.items()}
+            kept = simulator.initial_locals(start, len(clients), _generator(training.seed, 0))
+        state: Arrays = dict(from_message(training.optimizer).init(parameters))
+        return cls(simulator, clients, training, eligible, 0, parameters, state, kept)
+
+    def tensors(self) -> Named:
+        """Returns the checkpoint as tensors."""
+        return {name: torch.from_numpy(value).to(self.simulator.device) for name, value in self.parameters.items()}
+
+    def advance(self) -> None:
+        """Runs one round."""
+        generator = _generator(self.training.seed, self.number + 1)
+        cohort = generator.choice(self.eligible, self.training.cohort_size, replace=False)
+        rows = torch.from_numpy(cohort)
+        kept = {name: value[rows] for name, value in self.local_parameters.items()}
+        total = self.simulator.run(self.tensors(), self.clients, cohort, self.number + 1, generator, kept)
+        for name, value in self.local_parameters.items():
+            value[rows] = total.local_parameters[name]
+        self.dropped += total.dropped
+        self.number += 1
+        self.apply(total)
+
+    def apply(self, total: CohortSum) -> None:
+        """Applies the server optimizer to what a cohort made; nothing changes if no client counts."""
+        if not total.weight:
+            return
+        optimizer = ServerOptimizer()
+        optimizer.CopyFrom(self.training.optimizer)
+        optimizer.rate *= 1.0 if self.training.rates is None else self.training.rates(self.number)
+        means = {
+            name: np.divide(value.cpu().numpy(), total.weight, dtype=np.float64)
+            for name, value in total.updates.items()
+        }
+        after, state = from_message(optimizer).update(means, self.state, self.parameters)
+        self.parameters, self.state = dict(after), dict(state)
+
+    def identity(self) -> str:
+        """Returns what tells these rounds from others: model, work, optimizer, cohort, seed and data."""
+        digest = hashlib.sha256()
+        for part in (
+            self.simulator.model.name,
+            sorted(self.simulator.model.hyperparameters.items()),
+            self.simulator.work.SerializeToString(deterministic=True),
+            self.training.optimizer.SerializeToString(deterministic=True),
+            (self.training.cohort_size, self.training.seed, self.training.stateful),
+            self.clients.offsets.tobytes(),
+        ):
+            digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        for value in self.simulator.model.global_parameters.values():
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _is_over(trained: Trained, rounds: Rounds) -> bool:
+    """Returns whether evaluations have not improved for too long."""
+    training = rounds.training
+    if not training.patience or not trained.history:
+        return False
+    return rounds.number - trained.best_round >= training.patience * training.evaluate_every
+
+
+def _look(trained: Trained, rounds: Rounds, validation: Validation | None) -> None:
+    """Evaluates, and keeps the parameters if they are the best."""
+    best = min((point.loss for point in trained.history), default=float("inf"))
+    if validation is not None:
+        evaluation = evaluate(
+            validation.simulator,
+            rounds.tensors(),
+            validation.clients,
+            rounds.training.seed,
+            local_parameters=rounds.local_parameters if validation.keeps_locals else None,
         )
-        self.best_loss = min((each.loss for each in history), default=float("inf"))
+        loss = validation.loss(evaluation)
+        trained.history.append(Point(rounds.number, loss, {name: evaluation.mean(name) for name in evaluation.sums}))
+        if not loss < best:
+            return
+    trained.global_parameters = _copied(rounds.tensors())
+    trained.local_parameters = _copied(rounds.local_parameters)
+    trained.best_round = rounds.number
+
+
+def _content(trained: Trained, rounds: Rounds) -> bytes:
+    """Returns rounds under way and their best checkpoint as one file."""
+    about = {
+        "identity": rounds.identity(),
+        "round": rounds.number,
+        "best_round": trained.best_round,
+        "dropped": rounds.dropped,
+        "history": [[point.round, point.loss, dict(point.metrics)] for point in trained.history],
+    }
+    groups: dict[str, Mapping[str, Any]] = {
+        "parameter": rounds.parameters,
+        "state": rounds.state,
+        "local": rounds.local_parameters,
+        "best": trained.global_parameters,
+        "best_local": trained.local_parameters,
+    }
+    arrays = {f"{group}/{name}": np.asarray(value) for group, its in groups.items() for name, value in its.items()}
+    return write_safetensors({**arrays, "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)})
+
+
+def _restore(rounds: Rounds, content: bytes) -> Trained:
+    """Brings rounds to where a file left them, and returns what training had come to.
+
+    Raises:
+        ValueError: the file is of other rounds.
+    """
+    arrays = read_safetensors(content)
+    about = json.loads(arrays.pop("about").tobytes())
+    if about["identity"] != rounds.identity():
+        raise ValueError("the checkpoint folder holds another training: choose another one, or remove its content")
+    groups: dict[str, Arrays] = {}
+    for path, array in arrays.items():
+        group, name = path.split("/", 1)
+        groups.setdefault(group, {})[name] = np.array(array)
+    rounds.number = about["round"]
+    rounds.dropped = about["dropped"]
+    rounds.parameters = groups["parameter"]
+    rounds.state = groups.get("state", {})
+    rounds.local_parameters = _tensors(groups.get("local", {}))
+    return Trained(
+        _tensors(groups["best"]),
+        about["best_round"],
+        [Point(number, loss, metrics) for number, loss, metrics in about["history"]],
+        about["dropped"],
+        _tensors(groups.get("best_local", {})),
+    )
+
+
+def _copied(tensors: Named) -> Named:
+    return {name: value.clone() for name, value in tensors.items()}
 
 
 def _tensors(arrays: Arrays) -> Named:
@@ -287,20 +333,3 @@ def _tensors(arrays: Arrays) -> Named:
 def _generator(seed: int, round_number: int) -> np.random.Generator:
     """Returns the generator of one round."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, round_number]))
-
-
-def _identity(simulator: Simulator, clients: ClientExamples, training: Training) -> str:
-    """Returns what tells this training from others: model, work, optimizer, cohort, seed and data."""
-    digest = hashlib.sha256()
-    for part in (
-        simulator.model.name,
-        sorted(simulator.model.hyperparameters.items()),
-        simulator.work.SerializeToString(deterministic=True),
-        training.optimizer.SerializeToString(deterministic=True),
-        (training.cohort_size, training.seed, training.stateful),
-        clients.offsets.tobytes(),
-    ):
-        digest.update(part if isinstance(part, bytes) else repr(part).encode())
-    for value in simulator.model.global_parameters.values():
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
