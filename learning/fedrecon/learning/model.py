@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedrecon.learning.background import Background
 from fedrecon.learning.client_optimizers import ClientOptimizer, Sgd
 from fedrecon.learning.reconstruction import (
     RECONSTRUCT_RATE,
@@ -129,7 +130,8 @@ class FederatedModel:
         loss: (prediction, target fields) -> `[examples] float32`, the loss of every example.
         metrics: what an evaluation sums up, by name.
         bounds: contribution bound of each global parameter: the largest absolute value of an element of an update.
-        vocabularies: vocabulary of each row-sparse parameter, by parameter name.
+        vocabularies: vocabulary of each row-sparse parameter, by parameter name. A parameter that is the background
+            of a ridge reconstruction, and others of its vocabulary, have rows but are needed and reported whole.
         reconstruction: how the local parameters are found.
         update_rate: rate of the update's steps.
         update_schedule: schedule of the update: by default one pass over the query set in batches of 5, at most 50
@@ -164,6 +166,7 @@ class FederatedModel:
         _check_parameters(self)
         _check_fields(self)
         _check_measures(self)
+        _check_background(self)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -210,6 +213,17 @@ class FederatedModel:
         """Local parameters that start from a global one -> the name of that one."""
         return {name: start.parameter for name, start in self.local.items() if isinstance(start, FromGlobal)}
 
+    @property
+    def background(self) -> Background | None:
+        """What every example says of all rows of a table, in reconstruction and in the loss; None where nothing."""
+        return self.reconstruction.background if isinstance(self.reconstruction, Ridge) else None
+
+    @property
+    def row_sparse(self) -> dict[str, str]:
+        """Parameters of which a device needs only the rows that its examples name -> their vocabulary."""
+        whole = None if self.background is None else self.vocabularies.get(self.background.rows)
+        return {name: vocabulary for name, vocabulary in self.vocabularies.items() if vocabulary != whole}
+
     def at_default(self, global_parameters: Tensors) -> dict[str, Tensor]:
         """Returns the local parameters of a user without examples, by name.
 
@@ -242,8 +256,9 @@ class FederatedModel:
         return prediction if self.score is None else self.score(prediction)
 
     def losses(self, parameters: Tensors, fields: Tensors) -> Tensor:
-        """Returns the loss of every example, `[examples] float32`."""
-        return self.loss(self.predict(parameters, fields), self.only_targets(fields))
+        """Returns the loss of every example, `[examples] float32`, its background included."""
+        losses = self.loss(self.predict(parameters, fields), self.only_targets(fields))
+        return losses if self.background is None else losses + self.background.loss(parameters)
 
     def only_targets(self, fields: Tensors) -> dict[str, Tensor]:
         """Returns the target fields among `fields`."""
@@ -355,3 +370,17 @@ def _check_measures(model: FederatedModel) -> None:
     for name, metric in model.metrics.items():
         if not (math.isfinite(metric.bound) and metric.bound > 0):
             raise ModelError(f"metric {name!r} needs a positive finite bound, not {metric.bound}")
+
+
+def _check_background(model: FederatedModel) -> None:
+    """Refuses a background whose rows cannot be multiplied with its local parameter."""
+    background = model.background
+    if background is None:
+        return
+    if background.rows not in model.global_parameters:
+        raise ModelError(f"the background's rows {background.rows!r} are no global parameter")
+    if background.local not in model.local:
+        raise ModelError(f"the background's {background.local!r} is no local parameter")
+    rows, local = (list(model.parameters[name].shape) for name in (background.rows, background.local))
+    if len(rows) != 2 or local != rows[1:]:  # noqa: PLR2004 a table has rows and columns
+        raise ModelError(f"the background multiplies rows {rows} with {local}: that must be [rows, width] and [width]")

@@ -6,7 +6,8 @@ Two algorithms stand behind one seam, `FederatedModel.reconstruction`:
   Reconstruction, arXiv 2102.03448). Works for every model.
 - `Ridge`: for models whose score is linear in the local parameters, the exact minimiser of
   sum of (score - target)^2 + ridge * |local - initial|^2 over the support set, with no schedule. It is pulled
-  towards the *initial* local parameters, so that an empty support set leaves them as they are.
+  towards the *initial* local parameters, so that an empty support set leaves them as they are. With a `background`
+  every example adds its own to the sum: weighted ridge over all rows of a table, for implicit feedback.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from fedrecon.learning.background import Background
 from fedrecon.learning.client_optimizers import ClientOptimizer, Sgd
 
 RECONSTRUCT_RATE = "reconstruct.rate"
@@ -93,11 +95,14 @@ class Ridge:
         iterations: unrolled steps of conjugate gradient with a diagonal preconditioner. With 30, 51 local parameters
             were within 1e-6 of the exact answer (item vectors of deviation 0.3, ridge 1 and more, any number of
             examples); with 20, within 4e-5.
+        background: what every example says of all rows of a table, part of the model's loss as well; None where
+            examples speak only for themselves.
     """
 
     target: str
     ridge: Hyperparameter = field(default_factory=lambda: Hyperparameter(5.0, 1.0, 1000.0))
     iterations: int = 30
+    background: Background | None = None
 
     def __post_init__(self) -> None:
         if self.iterations < 1:

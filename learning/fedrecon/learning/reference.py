@@ -226,6 +226,8 @@ def solve_ridge(
 ) -> dict[str, Tensor]:
     """Returns the minimiser of the squared error plus ridge times the squared distance from the initial locals.
 
+    Where the reconstruction has a background, every example of the support set adds its own.
+
     Args:
         model: whose reconstruction is `Ridge` and whose score is linear in its local parameters.
         global_parameters: frozen, by name.
@@ -248,6 +250,13 @@ def solve_ridge(
     jacobians = torch.autograd.functional.jacobian(score, start)  # type: ignore[no-untyped-call]
     design = torch.cat([each.reshape(target.shape[0], -1) for each in jacobians], dim=1).double() * used[:, None]
     residual = (target - score(*start)).detach().double() * used
+    if model.background is not None:
+        # As so many more examples: all rows of the table, each with the target 0, once for every example.
+        rows, local = global_parameters[model.background.rows].double(), model.background.local
+        share = (used.sum().double() * model.background.weight / len(rows)).sqrt()
+        others = {name: torch.zeros(len(rows), value.numel()).double() for name, value in initial_locals.items()}
+        design = torch.cat([design, share * torch.cat(list((others | {local: rows}).values()), dim=1)])
+        residual = torch.cat([residual, -share * (rows @ initial_locals[local].double())])
     normal = design.T @ design + ridge.double() * torch.eye(design.shape[1], dtype=torch.float64)
     change = torch.linalg.solve(normal, design.T @ residual).float()
     pieces = change.split([math.prod(value.shape) for value in start])

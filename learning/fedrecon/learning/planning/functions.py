@@ -67,9 +67,16 @@ def ridge(model: FederatedModel) -> Function:
         masked = design * tensors["mask"].unsqueeze(1)
         residual = fields[algorithm.target] - model.scores(parameters, fields)
         # Vectors are kept as columns: ONNX Runtime computes wrong numbers for a transposed matrix times a 1-D vector.
+        gram, right = masked.T @ design, masked.T @ residual.unsqueeze(1)
+        if algorithm.background is not None:
+            pull = tensors["mask"].sum() * algorithm.background.precision(
+                frozen, dict(zip(shapes, widths, strict=True))
+            )
+            origin = torch.cat([value.reshape(-1, 1) for value in start.values()])
+            gram, right = gram + pull, right - pull @ origin
         change = conjugate_gradient(
-            masked.T @ design,
-            masked.T @ residual.unsqueeze(1),
+            gram,
+            right,
             tensors[f"hyperparameter.{RECONSTRUCT_RIDGE}"],
             algorithm,
         )

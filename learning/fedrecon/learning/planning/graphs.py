@@ -56,7 +56,7 @@ def compile_graphs(model: FederatedModel) -> tuple[PlanGraph, ...]:
         PlanError: torch cannot translate the model.
     """
     return (
-        *([touch(model)] if model.vocabularies else []),
+        *([touch(model)] if model.row_sparse else []),
         reconstruct(model),
         update(model),
         predict(model),
@@ -66,7 +66,8 @@ def compile_graphs(model: FederatedModel) -> tuple[PlanGraph, ...]:
 
 def touch(model: FederatedModel) -> PlanGraph:
     """Returns the graph that finds the rows a device needs: sorted unique rows, and fields renumbered into them."""
-    chosen = [each for each in model.fields if each.vocabulary is not None]
+    touched = set(model.row_sparse.values())
+    chosen = [each for each in model.fields if each.vocabulary in touched]
     inputs = values.fields(chosen)
     row_values: list[Value] = []
     field_values: list[Value] = []

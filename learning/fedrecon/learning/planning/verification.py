@@ -315,7 +315,7 @@ def answer_case(model: FederatedModel, case: Case, graph: PlanGraph) -> Arrays:
 
 def _answer_touch(model: FederatedModel, case: Case) -> Arrays:
     answers: Arrays = {}
-    for vocabulary in dict.fromkeys(model.vocabularies.values()):
+    for vocabulary in dict.fromkeys(model.row_sparse.values()):
         members = [each.name for each in model.fields if each.vocabulary == vocabulary]
         every = np.concatenate([case.touched[name].numpy().ravel() for name in members])
         rows = np.unique(every)

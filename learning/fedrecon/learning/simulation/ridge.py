@@ -60,6 +60,10 @@ class Solver:
             raise TypeError(f"model {self.model.name!r} is not reconstructed by ridge")
         found = {name: value.clone() for name, value in starts.items()}
         widths = [math.prod(value.shape[1:]) for value in starts.values()]
+        background = reconstruction.background
+        pull = None
+        if background is not None:
+            pull = background.precision(global_parameters, dict(zip(starts, widths, strict=True)))
         counts = support.counts[members]
         order = np.argsort(counts, kind="stable")
         order = order[counts[order] > 0]
@@ -77,6 +81,10 @@ class Solver:
             residual = fields[reconstruction.target] - score
             normal = masked.mT @ design + ridge * torch.eye(sum(widths), device=design.device)
             right = masked.mT @ residual.unsqueeze(2)
+            if pull is not None:
+                pulls = used.sum(1)[:, None, None] * pull
+                origin = torch.cat([value.reshape(len(rows), -1) for value in own.values()], dim=1)
+                normal, right = normal + pulls, right - pulls @ origin.unsqueeze(2)
             change = torch.cholesky_solve(right, torch.linalg.cholesky(normal)).squeeze(2)
             pieces = torch.split(change, widths, dim=1)
             for (name, value), piece in zip(own.items(), pieces, strict=True):

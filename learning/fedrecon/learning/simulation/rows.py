@@ -34,7 +34,7 @@ class Touched:
 
     def of(self, model: FederatedModel, global_parameters: Tensors) -> Named:
         """Returns each client's copy of its rows of every row-sparse parameter, `[clients, most, ...]`."""
-        sparse = model.vocabularies if self.rows else {}
+        sparse = model.row_sparse if self.rows else {}
         return {name: global_parameters[name][self.rows[vocabulary]] for name, vocabulary in sparse.items()}
 
 
@@ -46,7 +46,7 @@ def fields_of(model: FederatedModel, vocabulary: str) -> tuple[str, ...]:
 def reads_once(model: FederatedModel, examples: ClientExamples) -> bool:
     """Returns whether no client's examples name a row of any vocabulary twice."""
     owners = np.repeat(np.arange(len(examples)), examples.counts)
-    for vocabulary in set(model.vocabularies.values()):
+    for vocabulary in set(model.row_sparse.values()):
         named = _named(model, vocabulary, examples, slice(None))
         keys = owners[:, None] * (int(named.max(initial=0)) + 1) + named
         if len(np.unique(keys)) != keys.size:
@@ -58,7 +58,7 @@ def bytes_of_rows(model: FederatedModel, query: Half) -> int:
     """Returns an upper bound of the bytes of all rows that one client touches."""
     most = int(query.counts.max(initial=0))
     total = 0
-    for name, vocabulary in model.vocabularies.items():
+    for name, vocabulary in model.row_sparse.items():
         named = sum(math.prod(each.shape) for each in model.fields if each.vocabulary == vocabulary)
         value = model.parameters[name]
         total += min(most * named, len(value)) * value[0].numel() * value.element_size()
@@ -69,7 +69,7 @@ def touch(model: FederatedModel, examples: ClientExamples, query: Half, chunk: P
     """Returns the rows that the query sets of some clients name.
 
     Args:
-        model: whose vocabularies count.
+        model: whose row-sparse parameters count.
         examples: of all clients.
         query: their query sets.
         chunk: which clients.
@@ -79,7 +79,7 @@ def touch(model: FederatedModel, examples: ClientExamples, query: Half, chunk: P
     owners = np.nonzero(mask > 0)[0]
     columns = dict(examples.fields)
     rows: Named = {}
-    for vocabulary in sorted(set(model.vocabularies.values())):
+    for vocabulary in sorted(set(model.row_sparse.values())):
         named = _named(model, vocabulary, examples, positions)
         extent = int(named.max(initial=0)) + 1
         keys, inverse = np.unique(owners[:, None] * extent + named, return_inverse=True)
