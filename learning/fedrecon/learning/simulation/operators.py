@@ -28,12 +28,18 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     padded = []
     begin = 0
     for each in parts:
-        after = whole - begin - each.shape[axis]
-        margins = [0, 0] * (each.dim() - 1 - axis) + [begin, after]
-        padded.append(aten.constant_pad_nd(each, margins, 0))
+        padded.append(_padded(each, axis, begin, whole))
         begin += each.shape[axis]
     joined: Tensor = reduce(torch.logical_or if parts[0].dtype == torch.bool else torch.add, padded)
     return joined
+
+
+def _padded(tensor: Tensor, axis: int, begin: int, whole: int) -> Tensor:
+    """Returns a tensor amid zeros; torch's own padding would fix the number of clients, too."""
+    places = torch.arange(whole, device=tensor.device) - begin
+    inside = (places >= 0) & (places < tensor.shape[axis])
+    spread = _index_select(tensor, axis, places.clamp(0, tensor.shape[axis] - 1))
+    return torch.where(inside.reshape([-1] + [1] * (tensor.dim() - 1 - axis)), spread, torch.zeros_like(spread))
 
 
 def _index_select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
