@@ -65,7 +65,8 @@ class Run:
 
     def again(self, position: int, clients: list[Recorded]) -> CommittedRound:
         """Returns what the same round of these clients is in this process."""
-        return run_round(self.films.runnable, *self.before(position), self.spec, [each.client() for each in clients])
+        took_part = [each.client() for each in clients]
+        return run_round(self.films.runnable, *self.before(position), self.spec, took_part, round_number=position + 1)
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -60,7 +60,8 @@ CLIENTS = [client_of(number, 5 + 4 * number) for number in range(9)]
 
 
 def run(films: Films, clients: Sequence[Client] = CLIENTS, *assignments: str) -> CommittedRound:
-    return run_round(films.runnable, films.runnable.initial_checkpoint, None, spec_of(*assignments), clients)
+    start = films.runnable.initial_checkpoint
+    return run_round(films.runnable, start, None, spec_of(*assignments), clients, round_number=1)
 
 
 def signed(made: CommittedRound) -> NDArray[np.int64]:
@@ -136,10 +137,20 @@ def test_every_seed_of_a_client_counts(films: Films, changed: str) -> None:
 
 def test_the_next_round_goes_on_from_the_optimizers_state(films: Films) -> None:
     spec, first = spec_of(), run(films)
-    second = run_round(films.runnable, first.checkpoint, first.optimizer_state, spec, CLIENTS)
-    forgetful = run_round(films.runnable, first.checkpoint, None, spec, CLIENTS)
+    second = run_round(films.runnable, first.checkpoint, first.optimizer_state, spec, CLIENTS, round_number=2)
+    forgetful = run_round(films.runnable, first.checkpoint, None, spec, CLIENTS, round_number=2)
     assert second.round_sum.sum_digest == forgetful.round_sum.sum_digest != first.round_sum.sum_digest
     assert second.checkpoint != forgetful.checkpoint
+
+
+def test_epochs_grow_with_the_number_of_the_round(films: Films) -> None:
+    said = [f"work.update_schedule.{name}" for name in ("batch_size=5", "epochs=3")]
+    growing, start = spec_of(*said, "work.update_schedule.epochs_grow=true"), films.runnable.initial_checkpoint
+    for number, epochs in ((1, 1), (2, 2), (3, 3), (4, 3)):
+        made = run_round(films.runnable, start, None, growing, CLIENTS, round_number=number)
+        same = run(films, CLIENTS, said[0], f"work.update_schedule.epochs={epochs}")
+        assert made.round_sum.sum_digest == same.round_sum.sum_digest
+        assert (made.round_sum.sum_digest == run(films, CLIENTS, *said).round_sum.sum_digest) == (epochs == 3)
 
 
 def test_a_device_agrees_with_torch(films: Films) -> None:

@@ -9,12 +9,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrecon.coordinator import pacing, round_events, rounds, stories, tasks
-from fedrecon.coordinator.assignments import issue_ticket, mark_of, read_ticket
+from fedrecon.coordinator.assignments import issue_ticket, make_assignment, mark_of, read_ticket
 from fedrecon.coordinator.choosing import Choice, choose, misfit_of
 from fedrecon.coordinator.entries import round_entries, task_entries
-from fedrecon.coordinator.round_events import Blob, IllegalEvent, Opened
+from fedrecon.coordinator.round_events import Assigned, Blob, IllegalEvent, Opened, Slot
 from fedrecon.coordinator.selection import Candidate, merge
-from fedrecon.coordinator.specs import InvalidSpec, check_spec, prepare, terms_of
+from fedrecon.coordinator.specs import InvalidSpec, Prepared, check_spec, prepare, terms_of
 from fedrecon.coordinator.tasks import (
     AttemptAbandoned,
     CheckpointCommitted,
@@ -30,7 +30,7 @@ from fedrecon.ops.journal.codec import UnreadableEvent
 from fedrecon.v1 import coordinator_pb2, plan_pb2, task_pb2
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.coordinator_pb2 import CheckInRequest, Floors
-from fedrecon.v1.plan_pb2 import Hyperparameter, Layout, Manifest, MetricSum, Parameter, Segment
+from fedrecon.v1.plan_pb2 import Hyperparameter, Layout, Manifest, MetricSum, Parameter, Schedule, Segment
 from fedrecon.v1.task_pb2 import LocalWork, RoundSpec, SecureSum, ServerOptimizer, TaskSpec
 from fedrecon.wire.manifests import sign_plan
 
@@ -316,6 +316,32 @@ def test_tickets_and_marks_belong_to_one_device_and_attempt() -> None:
     assert read_ticket(KEY, first, b"d" * 32, bytes(8) + ticket[8:]) is None
     assert read_ticket(KEY, first, b"d" * 32, b"") is None
     assert mark_of(KEY, first, b"d" * 32) != mark_of(KEY, second, b"d" * 32)
+
+
+def assigned_work(work: LocalWork, number: int) -> LocalWork:
+    """Returns what a device of a round is told to do."""
+    spec = good_spec()
+    spec.work.CopyFrom(work)
+    slots = tuple(Slot(bytes([each]) * 16, bytes([100 + each]) * 16) for each in range(8))
+    opened = Opened("films", number, 1, terms_of(spec), CHECKPOINT, None, spec.SerializeToString())
+    state, _ = rounds.step(None, opened, 0)
+    state, _ = rounds.step(state, Assigned(slots, 8, (b"g" * 16,), "here:1", 99_000), 1)
+    return make_assignment(KEY, Prepared(Manifest(), Layout(), ()), state, slots[0], "", 2).work
+
+
+def test_epochs_that_grow_are_told_as_the_number_of_the_round() -> None:
+    growing, steady = (Schedule(batch_size=4, epochs=5, maximum_steps=50, epochs_grow=grow) for grow in (True, False))
+    for number, epochs in ((1, 1), (2, 2), (9, 5)):
+        of_round = Schedule(batch_size=4, epochs=epochs, maximum_steps=50)
+        told = assigned_work(LocalWork(reconstruct_schedule=growing, update_schedule=steady), number)
+        assert told == LocalWork(reconstruct_schedule=of_round, update_schedule=steady)
+        told = assigned_work(LocalWork(reconstruct_schedule=steady, update_schedule=growing), number)
+        assert told == LocalWork(reconstruct_schedule=steady, update_schedule=of_round)
+
+
+def test_a_schedule_that_the_task_leaves_to_the_plan_is_not_told() -> None:
+    work = LocalWork(split=task_pb2.SPLIT_RULE_NONE, minimum_examples=3)
+    assert assigned_work(work, 3) == work
 
 
 EVENTS: tuple[round_events.Event, ...] = (

@@ -9,6 +9,7 @@ import pytest
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.task_specs import build_spec
 from fedrecon.v1 import task_pb2
+from fedrecon.v1.plan_pb2 import Schedule
 
 
 def test_defaults_make_a_whole_specification() -> None:
@@ -37,6 +38,14 @@ def test_names_with_dots_of_their_own_stay_whole() -> None:
     spec = build_spec("films", None, ["work.hyperparameters.update.rate=0.3", "bounds.item_vectors.weight=0.25"])
     assert dict(spec.work.hyperparameters) == {"update.rate": 0.3}
     assert dict(spec.bounds) == {"item_vectors.weight": 0.25}
+
+
+def test_epochs_may_grow_with_the_rounds(tmp_path: Path) -> None:
+    file = tmp_path / "films.toml"
+    file.write_text("[work.reconstruct_schedule]\nbatch_size = 5\nepochs = 4\nepochs_grow = true\n")
+    spec = build_spec("films", file, ["work.update_schedule.batch_size=5", "work.update_schedule.epochs_grow=true"])
+    assert spec.work.reconstruct_schedule == Schedule(batch_size=5, epochs=4, epochs_grow=True)
+    assert spec.work.update_schedule.epochs_grow
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import hmac
 
 from fedrecon.coordinator.round_events import Blob, Slot
 from fedrecon.coordinator.round_state import Round
-from fedrecon.coordinator.specs import Prepared
+from fedrecon.coordinator.specs import Prepared, work_of
 from fedrecon.ops.tokens import issue_token
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import BlobReference, RoundKey
@@ -84,7 +84,7 @@ def make_assignment(key: bytes, prepared: Prepared, attempt: Round, slot: Slot, 
         aggregator=attempt.assigned.aggregator,
         blobs=blobs or attempt.assigned.aggregator,
         secure_sum=spec.secure_sum,
-        work=spec.work,
+        work=work_of(spec, attempt.number),
         layout=prepared.layout,
         report_within_milliseconds=max(attempt.reporting_ends - now, 0),
         round_token=issue_token(key, key_of(attempt), slot.session, attempt.assigned.groups_expire_at),

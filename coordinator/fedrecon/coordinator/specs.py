@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fedrecon.coordinator.round_events import Terms, cohort_size_of
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
-from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.v1.task_pb2 import LocalWork, TaskSpec
 from fedrecon.wire.fixed_point import RING_BITS
 from fedrecon.wire.manifests import (
     BadSignatureError,
@@ -92,6 +92,30 @@ def terms_of(spec: TaskSpec) -> Terms:
         aggregating_milliseconds=rounds.aggregating_milliseconds,
         retry_milliseconds=rounds.retry_milliseconds,
     )
+
+
+def work_of(spec: TaskSpec, round_number: int) -> LocalWork:
+    """Returns what devices of a round are told to do: a number of epochs, whether or not the task lets them grow.
+
+    Args:
+        spec: A checked specification.
+        round_number: From 1; every attempt of a round has the same.
+
+    Example:
+        >>> schedule = Schedule(batch_size=5, epochs=3, epochs_grow=True)
+        >>> growing = TaskSpec(work=LocalWork(update_schedule=schedule))
+        >>> [work_of(growing, number).update_schedule.epochs for number in (1, 2, 3, 4)]
+        [1, 2, 3, 3]
+    """
+    work = LocalWork()
+    work.CopyFrom(spec.work)
+    # Reading a schedule that is absent must not set it: then the plan's own counts.
+    present = [name for name in ("reconstruct_schedule", "update_schedule") if work.HasField(name)]
+    for schedule in (getattr(work, name) for name in present):
+        if schedule.epochs_grow:
+            schedule.epochs = min(round_number, schedule.epochs)
+            schedule.ClearField("epochs_grow")
+    return work
 
 
 def check_spec(spec: TaskSpec) -> None:

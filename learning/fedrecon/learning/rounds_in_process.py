@@ -22,7 +22,7 @@ from fedrecon.aggregator.group_events import Config
 from fedrecon.aggregator.merging import ClosedSum, RoundSum, apply, combine
 from fedrecon.aggregator.messages import config_of, protocol_of
 from fedrecon.aggregator.optimizers import from_message
-from fedrecon.coordinator.specs import Prepared, prepare
+from fedrecon.coordinator.specs import Prepared, prepare, work_of
 from fedrecon.device_sdk.material import Material, make_report
 from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint
 from fedrecon.device_sdk.runtime import Seeds
@@ -122,6 +122,8 @@ def run_round(
     optimizer_state: bytes | None,
     spec: TaskSpec,
     clients: Sequence[Client],
+    *,
+    round_number: int,
 ) -> CommittedRound:
     """Runs one training round.
 
@@ -131,6 +133,7 @@ def run_round(
         optimizer_state: what the last round left, the same; None before the first.
         spec: the task, of which `work`, `bounds`, `secure_sum` and `optimizer` count.
         clients: whose reports the round counts, at least one.
+        round_number: from 1; says how many epochs there are where the task lets them grow.
 
     Raises:
         ValueError: there are no clients.
@@ -147,7 +150,12 @@ def run_round(
     prepared = prepare(spec, manifest, {name: len(items.keys) for name, items in runnable.vocabularies.items()})
     config = _config_of(runnable.plan, checkpoint, spec, prepared, len(clients))
     material = Material(runnable.plan, read_checkpoint(checkpoint, manifest), dict(runnable.vocabularies))
-    assignment = Assignment(kind=SESSION_KIND_TRAIN, secure_sum=spec.secure_sum, work=spec.work, layout=prepared.layout)
+    assignment = Assignment(
+        kind=SESSION_KIND_TRAIN,
+        secure_sum=spec.secure_sum,
+        work=work_of(spec, round_number),
+        layout=prepared.layout,
+    )
     size = config.maximum_reports
     sums = [
         _sum_group(clients[start : start + size], assignment, material, config)
