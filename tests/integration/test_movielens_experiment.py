@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from fedrecon.datasets import Ratings, generate, split_users
+from fedrecon.learning.experiments.movielens_models import Simulators
 from fedrecon.learning.experiments.movielens_results import Setting, run_rows
 from fedrecon.learning.experiments.movielens_rows import TABLE_1, Federated, Judged, Row
-from fedrecon.learning.experiments.movielens_runs import Simulators, judge, part_of, run_training
+from fedrecon.learning.experiments.movielens_runs import judge, part_of, run_training
 from fedrecon.learning.experiments.protocol import open_protocol, support_and_query
 from fedrecon.learning.reconstruction import Ridge
 from fedrecon.ops.command import main

@@ -16,8 +16,9 @@ import torch
 from rich.progress import Progress as Bar
 
 from fedrecon.datasets import Ratings
+from fedrecon.learning.experiments.movielens_models import Simulators
 from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Row, Training
-from fedrecon.learning.experiments.movielens_runs import Figures, Run, Simulators, judge, part_of, run_training
+from fedrecon.learning.experiments.movielens_runs import Figures, Run, judge, part_of, run_training
 from fedrecon.learning.experiments.protocol import Choice, Protocol, digest_of, open_protocol
 from fedrecon.learning.experiments.reporting import progress_bar
 from fedrecon.learning.reconstruction import GradientSteps

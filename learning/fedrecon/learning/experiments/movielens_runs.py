@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -22,28 +21,18 @@ from torch import Tensor
 from fedrecon.learning.baselines.central_als import CentralAls, fit_by_als
 from fedrecon.learning.baselines.central_sgd import CentralSgd, fit_by_sgd
 from fedrecon.learning.baselines.factors import Factors, observations_of
-from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Server, Split, Training
-from fedrecon.learning.experiments.protocol import BATCH_SIZE, Clients, Protocol
-from fedrecon.learning.model import FederatedModel
-from fedrecon.learning.models.matrix_factorization import matrix_factorization
-from fedrecon.learning.reconstruction import GradientSteps, Hyperparameter, Ridge
+from fedrecon.learning.experiments.movielens_models import Simulators, optimizer_of
+from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Training
+from fedrecon.learning.experiments.protocol import Clients, Protocol
+from fedrecon.learning.reconstruction import Hyperparameter, Ridge
 from fedrecon.learning.simulation.cohorts import Simulator
 from fedrecon.learning.simulation.evaluation import Evaluation, evaluate
 from fedrecon.learning.simulation.examples import ClientExamples
 from fedrecon.learning.simulation.training import Training as Rounds
 from fedrecon.learning.simulation.training import Validation, train
-from fedrecon.v1 import plan_pb2, task_pb2
 
-RATING_LIMITS = (1.0, 5.0)
 ITEM_VECTORS, ITEM_BIASES = "item_vectors.weight", "item_biases.weight"
 USER_VECTOR, USER_BIAS = "user_vector", "user_bias"
-
-splits = {
-    Split.ALTERNATE_BATCHES: task_pb2.SPLIT_RULE_ALTERNATE_BATCHES,
-    Split.FRESH_HALVES: task_pb2.SPLIT_RULE_BY_FRACTION,
-    Split.NONE: task_pb2.SPLIT_RULE_NONE,
-}
-servers = {Server.SGD: task_pb2.OPTIMIZER_RULE_SGD, Server.ADAGRAD: task_pb2.OPTIMIZER_RULE_ADAGRAD}
 
 Progress = Callable[[int, int, str], None]
 """(done, most, what is said): rounds or sweeps of a run."""
@@ -143,82 +132,6 @@ def judge(run: Run, judged: Judged, part: Part, seed: int) -> Figures:
     return figures_of(evaluate(run.simulator, run.global_parameters, clients, seed, local_parameters=locals_))
 
 
-@dataclass(slots=True, eq=False)
-class Simulators:
-    """Simulators of an experiment: runs of one model share it, and what was compiled for it.
-
-    Attributes:
-        items: rows of the item table.
-        compiled: whether steps are compiled.
-    """
-
-    items: int
-    compiled: bool
-    _made: dict[Any, Simulator] = field(default_factory=dict)
-
-    def of(self, training: Federated, seed: int, *, evaluates: bool) -> Simulator:
-        """Give the simulator of a row, at its beginning.
-
-        Args:
-            training: the row's configuration.
-            seed: of the item vectors before the first round.
-            evaluates: whether support and query are those of the protocol, and vectors are always reconstructed.
-        """
-        model = model_of(training, self.items, seed)
-        # All that is compiled into steps; rates and schedules are not.
-        key = (training.factors, training.mean, training.bias, training.reconstruction, training.joint_rate is None)
-        made = self._made.setdefault(key, Simulator(model, task_pb2.LocalWork(), self.compiled))
-        made.model.module.load_state_dict(model.module.state_dict())
-        # The copy shares with its original what was compiled.
-        return replace(made, work=work_of(training, model, evaluates=evaluates))
-
-
-def model_of(training: Federated, items: int, seed: int) -> FederatedModel:
-    """Give the model of a row.
-
-    Args:
-        training: its configuration.
-        items: rows of the item table.
-        seed: of the item vectors before the first round.
-    """
-    model = matrix_factorization(
-        items,
-        training.factors,
-        mean=training.mean,
-        bias=training.bias,
-        reconstruction=training.reconstruction,
-        update_rate=training.update_rate,
-        rating_limits=RATING_LIMITS,
-        seed=seed,
-    )
-    joint = training.joint_rate
-    return replace(model, joint_rate=None if joint is None else Hyperparameter(joint, 0.0, max(1.0, joint)))
-
-
-def work_of(training: Federated, model: FederatedModel, *, evaluates: bool) -> task_pb2.LocalWork:
-    """Give what a device is told: in training, or in evaluation.
-
-    Args:
-        training: the row's configuration.
-        model: whose hyperparameters are told.
-        evaluates: whether support and query are those of the protocol, and vectors are always reconstructed.
-    """
-    work = task_pb2.LocalWork(
-        split=splits[Split.ALTERNATE_BATCHES if evaluates else training.split],
-        support_fraction=0.5,
-        update_schedule=plan_pb2.Schedule(batch_size=BATCH_SIZE, epochs=1, maximum_steps=training.update_steps),
-        hyperparameters={name: number.default for name, number in model.hyperparameters.items()},
-    )
-    if isinstance(training.reconstruction, GradientSteps):
-        its = training.reconstruction.schedule
-        # A vector that is kept from round to round is not reconstructed.
-        epochs = 0 if training.stateful and not evaluates else its.epochs
-        work.reconstruct_schedule.CopyFrom(
-            plan_pb2.Schedule(batch_size=its.batch_size, epochs=epochs, maximum_steps=its.maximum_steps)
-        )
-    return work
-
-
 def run_training(
     training: Training, judged: Judged, protocol: Protocol, seed: int, simulators: Simulators, progress: Progress
 ) -> Run:
@@ -254,14 +167,11 @@ def _run_rounds(
     """Trains by rounds of federated reconstruction, or of federated averaging where users keep their vectors."""
     judging = simulators.of(training, seed, evaluates=True)
     seen = judged is Judged.SEEN
-    optimizer = task_pb2.ServerOptimizer(
-        rule=servers[training.server], rate=training.server_rate, adaptivity=training.server_adaptivity
-    )
     trained = train(
         simulators.of(training, seed, evaluates=False),
         ClientExamples.from_clients(clients),
         Rounds(
-            optimizer,
+            optimizer_of(training),
             cohort_size=training.cohort,
             rounds=training.rounds,
             seed=seed,
