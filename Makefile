@@ -20,6 +20,7 @@ setup: $(VENV)/.installed ## Install fedrecon and its tools into .venv
 $(VENV)/.installed: pyproject.toml device_sdk/pyproject.toml device_sdk/hatch_build.py $(wildcard protos/fedrecon/v1/*.proto)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ./device_sdk -e '.[dev]'
+	@command -v g++ clang++ > /dev/null || echo "No C++ compiler: simulations run eagerly, several times slower. Debian: apt-get install g++"
 	@touch $@
 
 .PHONY: proto
@@ -50,6 +51,7 @@ test-slow: setup ## Run the tests that take longer
 .PHONY: bench
 bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench footprint --json
+	$(BIN)/fedrecon bench simulation --json
 
 .PHONY: demo
 demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1

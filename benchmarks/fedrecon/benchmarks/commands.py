@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,21 @@ def footprint(as_json: AsJson = False) -> None:
     from fedrecon.benchmarks.measures import result_of
 
     _print(result_of("footprint", measure_footprint()), as_json=as_json)
+
+
+@bench.command()
+def simulation(
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="FEDRECON_DATA", help="folder of MovieLens ratings; made-up ratings where there is none"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run simulated rounds of small and large cohorts, and count client updates a second."""
+    from fedrecon.benchmarks.measures import result_of
+    from fedrecon.benchmarks.simulation import measure_simulation
+
+    _print(result_of("simulation", measure_simulation(data)), as_json=as_json)
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:
