@@ -116,12 +116,14 @@ def test_reconstruction_minimises_the_losses_and_the_ridge(name: str) -> None:
     assert any((found[key] - start[key]).abs().max() > 0.01 for key in found)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
-def test_many_clients_equal_their_clients_one_by_one(name: str) -> None:
+def test_many_clients_equal_their_clients_one_by_one(name: str, steps: int) -> None:
     model = MODELS[name]()
     clients = chosen_clients(np.random.default_rng(3), [0, 1, 8, 15, 11])
     work = task_pb2.LocalWork(
-        split=task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES, update_schedule=Schedule(batch_size=4, epochs=1, maximum_steps=2)
+        split=task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES,
+        update_schedule=Schedule(batch_size=4, epochs=1, maximum_steps=steps),
     )
     simulator = Simulator(model, work, compiled=False)
     total = simulator.run(model.global_parameters, clients, np.arange(5), 1, np.random.default_rng(0))
@@ -130,11 +132,11 @@ def test_many_clients_equal_their_clients_one_by_one(name: str) -> None:
         halves = schedules.split(int(clients.counts[number]), work.split, batch_size=4)
         support, query = (Steps(*map(torch.from_numpy, schedules.order(half, work.update_schedule))) for half in halves)
         whole = Steps(torch.from_numpy(halves[0])[None], torch.ones(1, len(halves[0])))
-        steps = whole if len(halves[0]) else support
+        used = whole if len(halves[0]) else support
         rates = torch.full((len(query.order),), model.update_rate.default)
         numbers = {"update.rate": rates, "reconstruct.ridge": torch.tensor(simulator_ridge(model))}
         fields = clients.select([number]).fields
-        expected = client_update(model, model.global_parameters, initial(model), fields, steps, query, numbers)
+        expected = client_update(model, model.global_parameters, initial(model), fields, used, query, numbers)
         for key, value in expected.local_parameters.items():
             torch.testing.assert_close(total.local_parameters[key][number], value, atol=1e-5, rtol=1e-5)
         for key, value in expected.updates.items():
@@ -142,6 +144,20 @@ def test_many_clients_equal_their_clients_one_by_one(name: str) -> None:
     for key, value in sums.items():
         assert value.any(), f"{key} does not move: the comparison says nothing"
         torch.testing.assert_close(total.updates[key], value, atol=1e-5, rtol=1e-5)
+
+
+def test_a_client_that_is_not_finite_does_not_count() -> None:
+    model = chosen_model()
+    generator = np.random.default_rng(3)
+    clients = chosen_clients(generator, [6, 8])
+    clients.fields["chosen"][1] = torch.inf
+    work = task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES)
+    simulator = Simulator(model, work, compiled=False)
+    total = simulator.run(model.global_parameters, clients, np.arange(2), 1, np.random.default_rng(0))
+    alone = simulator.run(model.global_parameters, clients, np.array([1]), 1, np.random.default_rng(0))
+    assert (total.clients, total.dropped, total.weight) == (1, 1, alone.weight)
+    for key, value in alone.updates.items():
+        torch.testing.assert_close(total.updates[key], value)
 
 
 def simulator_ridge(model: FederatedModel) -> float:

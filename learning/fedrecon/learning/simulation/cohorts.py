@@ -34,6 +34,7 @@ from fedrecon.learning.simulation.descents import Phase, Reader
 from fedrecon.learning.simulation.examples import ClientExamples, Positions
 from fedrecon.learning.simulation.ridge import Solver
 from fedrecon.learning.simulation.rows import Touched, bytes_of_rows, fields_of, reads_once, touch
+from fedrecon.learning.simulation.single_steps import sum_single_steps
 from fedrecon.learning.simulation.steps import Descent, Mover, Named
 from fedrecon.learning.simulation.vectorising import can_compile
 from fedrecon.v1 import task_pb2
@@ -283,6 +284,8 @@ class Simulator:
         read_once = {name: fields_of(self.model, its) for name, its in self.model.row_sparse.items() if once}
         phase = self._phase(Descent(self.model, tuple(movers), read_once, learns_default=bool(self.model.defaults)))
         shared = {name: global_parameters[name] for name in read_once}
+        if len(movers) == 1 and (whole := self._step_once(phase, global_parameters, locals_, reader, members, counts)):
+            return whole
         sums = {name: torch.zeros_like(value) for name, value in global_parameters.items()}
         dense = {name: value for name, value in global_parameters.items() if name not in self.model.row_sparse}
         finite = np.ones(len(members), dtype=bool)
@@ -316,6 +319,25 @@ class Simulator:
                     _add_weighted(summed, change, torch.where(good, weights, 0.0), rows)
         weight = float(counts[finite].sum())
         return CohortSum(sums, weight, int(finite.sum()), int((~finite).sum()), kept)
+
+    def _step_once(
+        self,
+        phase: Phase,
+        global_parameters: Tensors,
+        locals_: Named,
+        reader: Reader,
+        members: Positions,
+        counts: Positions,
+    ) -> CohortSum | None:
+        """Returns the sum of updates of one step of SGD of a model with a background; None of any others."""
+        if self.model.background is None or self.model.update_optimizer != Sgd():
+            return None
+        if int(reader.batches.steps[members].max(initial=0)) > 1:
+            return None
+        weights = torch.from_numpy(counts.astype(np.float32)).to(self.device)
+        rate = self._number(UPDATE_RATE)
+        sums = sum_single_steps(phase.descent, global_parameters, locals_, reader, members, weights, rate)
+        return None if sums is None else CohortSum(sums, float(counts.sum()), len(members), 0, locals_)
 
     def _reads_once(self, examples: ClientExamples) -> bool:
         if examples not in self._distinct:

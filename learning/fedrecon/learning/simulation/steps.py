@@ -113,11 +113,11 @@ class Descent:
     ) -> tuple[Named, State]:
         """Returns parameters and state after one step on one batch."""
 
-        def objective(variables: Named) -> Tensor:
+        def at(variables: Named) -> Tensor:
             with _Lookups(self._renumbered(variables, fields)) as lookups:
-                return self._objective(variables, frozen, lookups.fields(fields), mask)
+                return self.objective(variables, frozen, lookups.fields(fields), mask)
 
-        gradients, _ = grad_and_value(objective)(moving)
+        gradients, _ = grad_and_value(at)(moving)
         active = mask.sum() > 0
         after: Named = {}
         kept: State = {}
@@ -133,7 +133,7 @@ class Descent:
             kept[mover.rate] = changed
         return after, kept
 
-    def _objective(self, moving: Named, frozen: Named, fields: Tensors, mask: Tensor) -> Tensor:
+    def objective(self, moving: Named, frozen: Named, fields: Tensors, mask: Tensor) -> Tensor:
         """Returns what is minimised over one batch."""
         loss = self._mean_loss({**frozen, **moving}, fields, mask)
         if not self.learns_default:
