@@ -92,7 +92,7 @@ def touch(model: FederatedModel, examples: ClientExamples, query: Half, chunk: P
         numbers = torch.from_numpy(slots[inverse].reshape(named.shape))
         for name in fields_of(model, vocabulary):
             column = torch.zeros_like(examples.fields[name])
-            width = column[0].numel()
+            width = _by_example(column).shape[1]
             mine, numbers = numbers.split([width, numbers.shape[1] - width], dim=1)  # type: ignore[no-untyped-call]
             column[positions] = mine.reshape(-1, *column.shape[1:]).to(column.device)
             columns[name] = column
@@ -103,5 +103,10 @@ def touch(model: FederatedModel, examples: ClientExamples, query: Half, chunk: P
 def _named(model: FederatedModel, vocabulary: str, examples: ClientExamples, positions: Tensor | slice) -> Positions:
     """Returns the rows that examples name, `[examples, rows of one]`."""
     columns = [examples.fields[name][positions] for name in fields_of(model, vocabulary)]
-    named: Positions = torch.cat([column.reshape(len(column), -1) for column in columns], dim=1).cpu().numpy()
+    named: Positions = torch.cat([_by_example(column) for column in columns], dim=1).cpu().numpy()
     return named
+
+
+def _by_example(column: Tensor) -> Tensor:
+    """Returns a field as a table, `[examples, numbers of one]`; of no examples, too."""
+    return column.reshape(len(column), math.prod(column.shape[1:]))
