@@ -162,16 +162,7 @@ class Protocol:
         Raises:
             ProtocolError: there is no choice, a row and seed is chosen twice, or the folder's test users were read.
         """
-        if not choices:
-            raise ProtocolError("the test users are read after a choice: there is none")
-        if len({(choice.row, choice.seed) for choice in choices}) < len(choices):
-            raise ProtocolError("a row is chosen twice for one seed: the better one would be picked by the test users")
-        frozen = json.dumps({"choices": [asdict(choice) for choice in choices]}, indent=1, allow_nan=False)
-        try:
-            with (self.folder / CHOICES_FILE).open("x", encoding="utf-8") as file:
-                file.write(frozen + "\n")
-        except FileExistsError:
-            raise _already_read(self.folder) from None
+        freeze(choices, self.folder)
         by_user = self._ratings.by_user()
         parts = split_users(len(by_user))
         return TestUsers(
@@ -193,8 +184,6 @@ def open_protocol(ratings: Ratings, folder: Path) -> Protocol:
     Raises:
         ProtocolError: the folder's test users were read already, or its split is another one.
     """
-    if (folder / CHOICES_FILE).exists():
-        raise _already_read(folder)
     parts = split_users(len(ratings.user_keys))
     described = {
         "generator": f"numpy.random.RandomState({SPLIT_SEED}).shuffle of all users, cut 80/10/10",
@@ -206,12 +195,7 @@ def open_protocol(ratings: Ratings, folder: Path) -> Protocol:
             name: [ratings.user_keys[user] for user in getattr(parts, name)] for name in ("train", "validation", "test")
         },
     }
-    written = json.dumps(described, indent=None) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SPLIT_FILE
-    if path.exists() and path.read_text(encoding="utf-8") != written:
-        raise ProtocolError(f"{path} is the split of other data: name another output folder")
-    path.write_text(written, encoding="utf-8")
+    write_split(described, folder)
     by_user = ratings.by_user()
     train = [_kept(by_user[user], user) for user in parts.train.tolist()]
     by_time = [_by_time(ratings, kept) for kept in train]
@@ -226,6 +210,48 @@ def open_protocol(ratings: Ratings, folder: Path) -> Protocol:
         ),
         _ratings=ratings,
     )
+
+
+def write_split(described: Mapping[str, Any], folder: Path) -> None:
+    """Write who is in which part as `split.json`, before anybody is trained on.
+
+    Args:
+        described: the parts, and how they came about, as JSON has it.
+        folder: of the output; made if it is not there.
+
+    Raises:
+        ProtocolError: the folder's test users were read already, or its split is another one.
+    """
+    if (folder / CHOICES_FILE).exists():
+        raise _already_read(folder)
+    written = json.dumps(described) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SPLIT_FILE
+    if path.exists() and path.read_text(encoding="utf-8") != written:
+        raise ProtocolError(f"{path} is the split of other data: name another output folder")
+    path.write_text(written, encoding="utf-8")
+
+
+def freeze(choices: Sequence[Choice], folder: Path) -> None:
+    """Write every choice as `choices.json`: whoever has done so may read the test users, once.
+
+    Args:
+        choices: every row and seed that will be judged.
+        folder: of the output.
+
+    Raises:
+        ProtocolError: there is no choice, a row and seed is chosen twice, or the folder's test users were read.
+    """
+    if not choices:
+        raise ProtocolError("the test users are read after a choice: there is none")
+    if len({(choice.row, choice.seed) for choice in choices}) < len(choices):
+        raise ProtocolError("a row is chosen twice for one seed: the better one would be picked by the test users")
+    frozen = json.dumps({"choices": [asdict(choice) for choice in choices]}, indent=1, allow_nan=False)
+    try:
+        with (folder / CHOICES_FILE).open("x", encoding="utf-8") as file:
+            file.write(frozen + "\n")
+    except FileExistsError:
+        raise _already_read(folder) from None
 
 
 def support_and_query(examples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
