@@ -16,8 +16,8 @@ from fedrecon.datasets import Ratings, generate, split_users
 from fedrecon.learning.experiments.movielens_models import Simulators
 from fedrecon.learning.experiments.movielens_results import Setting, run_rows
 from fedrecon.learning.experiments.movielens_rows import TABLE_1, Federated, Judged, Row
-from fedrecon.learning.experiments.movielens_runs import judge, part_of, run_training
-from fedrecon.learning.experiments.protocol import open_protocol, support_and_query
+from fedrecon.learning.experiments.movielens_runs import Run, judge, opened_of, part_of, run_training
+from fedrecon.learning.experiments.protocol import Protocol, open_protocol, support_and_query
 from fedrecon.learning.reconstruction import Ridge
 from fedrecon.ops.command import main
 
@@ -106,8 +106,9 @@ SEEN_ROWS = tuple(row for row in TABLE_1 if row.judged is Judged.SEEN)
 UNSEEN_ROWS = tuple(row for row in TABLE_1 if row.name in {"centralised RECON", "FedRecon SGD", "best"})
 
 
-def silent(done: int, most: int, said: str) -> None:
-    del done, most, said
+def run_of(training: Federated, judged: Judged, protocol: Protocol) -> Run:
+    simulators = Simulators(protocol.items, compiled=False)
+    return run_training(training, judged, opened_of(protocol), 0, simulators, lambda *_: None)
 
 
 def choices_of(rows: tuple[Row, ...], ratings: Ratings, folder: Path) -> list[Any]:
@@ -151,7 +152,7 @@ def test_figures_are_those_computed_user_by_user(tmp_path: Path) -> None:
     training = Federated(
         factors=3, mean=3.5, bias=True, reconstruction=Ridge("rating"), cohort=20, rounds=6, evaluate_every=3
     )
-    run = run_training(training, Judged.RECONSTRUCTED, protocol, 0, Simulators(protocol.items, compiled=False), silent)
+    run = run_of(training, Judged.RECONSTRUCTED, protocol)
     vectors, biases = (run.global_parameters[name].double().numpy() for name in run.global_parameters)
     errors = []
     for client in protocol.validation:
@@ -171,7 +172,7 @@ def test_figures_are_those_computed_user_by_user(tmp_path: Path) -> None:
 def test_seen_users_are_judged_by_their_own_vectors(tmp_path: Path) -> None:
     protocol = open_protocol(RATINGS, tmp_path)
     training = Federated(factors=3, stateful=True, joint_rate=0.5, cohort=20, rounds=6, evaluate_every=3)
-    run = run_training(training, Judged.SEEN, protocol, 0, Simulators(protocol.items, compiled=False), silent)
+    run = run_of(training, Judged.SEEN, protocol)
     vectors, users = run.global_parameters["item_vectors.weight"], run.local_parameters["user_vector"]
     assert users.shape == (80, 3)
     errors = [

@@ -18,8 +18,8 @@ from rich.progress import Progress as Bar
 from fedrecon.datasets import Ratings
 from fedrecon.learning.experiments.movielens_models import Simulators
 from fedrecon.learning.experiments.movielens_rows import Federated, Judged, Row, Training
-from fedrecon.learning.experiments.movielens_runs import Figures, Run, judge, part_of, run_training
-from fedrecon.learning.experiments.protocol import Choice, Protocol, digest_of, open_protocol
+from fedrecon.learning.experiments.movielens_runs import Figures, Opened, Run, judge, opened_of, part_of, run_training
+from fedrecon.learning.experiments.protocol import Choice, digest_of, open_protocol
 from fedrecon.learning.experiments.reporting import progress_bar
 from fedrecon.learning.reconstruction import GradientSteps
 
@@ -60,11 +60,12 @@ def run_rows(rows: Sequence[Row], setting: Setting) -> list[Result]:
         rows: of a table.
         setting: what was asked for.
     """
-    protocol, runs = train_rows(rows, setting)
+    opened, runs = train_rows(rows, setting)
     seeds = range(setting.seeds)
-    opened = part_of(protocol.validation, protocol.seen.validation)
     validation = {
-        (row.name, seed): judge(runs[row.name, seed], row.judged, opened, seed) for row in rows for seed in seeds
+        (row.name, seed): judge(runs[row.name, seed], row.judged, opened.validation, seed)
+        for row in rows
+        for seed in seeds
     }
     choices = {
         (row.name, seed): Choice(
@@ -77,7 +78,7 @@ def run_rows(rows: Sequence[Row], setting: Setting) -> list[Result]:
         for row in rows
         for seed in seeds
     }
-    test = protocol.test(list(choices.values()))
+    test = opened.protocol.test(list(choices.values()))
     closed = part_of(test.unseen, test.seen)
     results = []
     for row in rows:
@@ -96,7 +97,7 @@ def run_rows(rows: Sequence[Row], setting: Setting) -> list[Result]:
     return results
 
 
-def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Protocol, dict[tuple[str, int], Run]]:
+def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Opened, dict[tuple[str, int], Run]]:
     """Open the protocol and train every row with every seed, without the test users.
 
     Args:
@@ -104,11 +105,12 @@ def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Protocol, dict[tu
         setting: what was asked for.
 
     Returns:
-        The protocol, and the runs by name of row and seed.
+        The open users, and the runs by name of row and seed.
     """
     # Small tensors: a second thread costs more than it brings, and sums in another order.
     torch.set_num_threads(1)
     protocol = open_protocol(setting.ratings, setting.folder)
+    opened = opened_of(protocol)
     simulators = Simulators(protocol.items, compiled=not setting.quick)
     shared: dict[tuple[Training, bool, int], Run] = {}
     runs: dict[tuple[str, int], Run] = {}
@@ -119,9 +121,9 @@ def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Protocol, dict[tu
                 key = (training, row.judged is Judged.SEEN, seed)
                 if key not in shared:
                     with _Watched(bar, f"{row.name}, seed {seed}") as told:
-                        shared[key] = run_training(training, row.judged, protocol, seed, simulators, told)
+                        shared[key] = run_training(training, row.judged, opened, seed, simulators, told)
                 runs[row.name, seed] = shared[key]
-    return protocol, runs
+    return opened, runs
 
 
 class _Watched:

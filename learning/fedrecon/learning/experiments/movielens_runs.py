@@ -73,6 +73,23 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """The open users of a protocol as the simulation takes them, once for all runs.
+
+    Attributes:
+        protocol: whose users they are.
+        train: training users, all kept ratings.
+        seen: training users, their older ratings.
+        validation: what figures on validation are taken on.
+    """
+
+    protocol: Protocol
+    train: ClientExamples
+    seen: ClientExamples
+    validation: Part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """What one training came to.
 
@@ -105,6 +122,16 @@ def part_of(unseen: Clients, seen: Clients) -> Part:
     return Part(ClientExamples.from_clients(unseen), ClientExamples.from_clients(seen))
 
 
+def opened_of(protocol: Protocol) -> Opened:
+    """Give the open users of a protocol."""
+    return Opened(
+        protocol,
+        ClientExamples.from_clients(protocol.train),
+        ClientExamples.from_clients(protocol.seen.train),
+        part_of(protocol.validation, protocol.seen.validation),
+    )
+
+
 def figures_of(evaluation: Evaluation) -> Figures:
     """Give the pooled figures of an evaluation."""
     return Figures(math.sqrt(evaluation.mean("squared_error")), 100.0 * evaluation.mean("within_half"))
@@ -133,43 +160,35 @@ def judge(run: Run, judged: Judged, part: Part, seed: int) -> Figures:
 
 
 def run_training(
-    training: Training, judged: Judged, protocol: Protocol, seed: int, simulators: Simulators, progress: Progress
+    training: Training, judged: Judged, opened: Opened, seed: int, simulators: Simulators, progress: Progress
 ) -> Run:
     """Train one row.
 
     Args:
         training: its configuration.
         judged: what it will be judged by, and is stopped by on validation.
-        protocol: whose open users it sees.
+        opened: the users it sees.
         seed: of everything that is drawn.
         simulators: of the experiment.
         progress: told after every round or sweep.
     """
-    validation = part_of(protocol.validation, protocol.seen.validation)
-    clients = protocol.seen.train if judged is Judged.SEEN else protocol.train
     begin = time.monotonic()
     if isinstance(training, Federated):
-        run = _run_rounds(training, judged, clients, validation, seed, simulators, progress)
+        run = _run_rounds(training, judged, opened, seed, simulators, progress)
     else:
-        run = _run_sweeps(training, judged, clients, validation, seed, simulators, progress)
+        run = _run_sweeps(training, judged, opened, seed, simulators, progress)
     return replace(run, seconds=time.monotonic() - begin)
 
 
 def _run_rounds(
-    training: Federated,
-    judged: Judged,
-    clients: Clients,
-    validation: Part,
-    seed: int,
-    simulators: Simulators,
-    progress: Progress,
+    training: Federated, judged: Judged, opened: Opened, seed: int, simulators: Simulators, progress: Progress
 ) -> Run:
     """Trains by rounds of federated reconstruction, or of federated averaging where users keep their vectors."""
     judging = simulators.of(training, seed, evaluates=True)
     seen = judged is Judged.SEEN
     trained = train(
         simulators.of(training, seed, evaluates=False),
-        ClientExamples.from_clients(clients),
+        opened.seen if seen else opened.train,
         Rounds(
             optimizer_of(training),
             cohort_size=training.cohort,
@@ -182,7 +201,7 @@ def _run_rounds(
         ),
         Validation(
             judging,
-            validation.seen if seen else validation.unseen,
+            opened.validation.seen if seen else opened.validation.unseen,
             loss=lambda evaluation: figures_of(evaluation).rmse,
             keeps_locals=seen,
         ),
@@ -207,13 +226,13 @@ def _run_rounds(
 def _run_sweeps(
     training: CentralSgd | CentralAls,
     judged: Judged,
-    clients: Clients,
-    validation: Part,
+    opened: Opened,
     seed: int,
     simulators: Simulators,
     progress: Progress,
 ) -> Run:
     """Fits factors to all ratings in one place."""
+    clients = opened.protocol.seen.train if judged is Judged.SEEN else opened.protocol.train
     observations = observations_of(clients)
     mean = float(observations.ratings.double().mean()) if isinstance(training, CentralAls) else 0.0
     judging = simulators.of(_reconstructing(training, mean), seed, evaluates=True)
@@ -230,7 +249,7 @@ def _run_sweeps(
     def score(factors: Factors) -> float:
         # An unseen user whose vector is left as drawn says nothing about a sweep: RECON EVAL decides there, too.
         by = Judged.SEEN if judged is Judged.SEEN else Judged.RECONSTRUCTED
-        curve.append(Point(len(curve) + 1, judge(run_of(factors), by, validation, seed)))
+        curve.append(Point(len(curve) + 1, judge(run_of(factors), by, opened.validation, seed)))
         progress(len(curve), training.sweeps, f"RMSE {curve[-1].figures.rmse:.4f}")
         return curve[-1].figures.rmse
 
