@@ -11,7 +11,16 @@ from torch.func import functional_call, grad, vmap
 
 from fedrecon.datasets.word_vocabulary import BEGIN, END, MARKS, PADDING
 from fedrecon.learning.model import FederatedModel
-from fedrecon.learning.models.next_word import NEXT, OOV_EMBEDDING, TOKENS, NextWord, mean_cross_entropy, next_word
+from fedrecon.learning.models.next_word import (
+    NEXT,
+    OOV_DEFAULT,
+    OOV_EMBEDDING,
+    TOKENS,
+    NextWord,
+    OovEmbeddings,
+    mean_cross_entropy,
+    next_word,
+)
 
 WORDS, BUCKETS, LENGTH = 7, 3, 5
 FIRST_BUCKET = MARKS + WORDS
@@ -60,9 +69,16 @@ def test_only_oov_embeddings_are_local(model: FederatedModel) -> None:
     assert list(model.local_parameters) == [OOV_EMBEDDING]
     assert model.local_parameters[OOV_EMBEDDING].shape == (BUCKETS, 4)
     assert model.global_parameters["embedding"].shape == (MARKS + WORDS, 4)
-    plain = next_word(WORDS, BUCKETS, 4, 6, 5, length=LENGTH, local=False)
+    plain = next_word(WORDS, BUCKETS, 4, 6, 5, length=LENGTH, oov=OovEmbeddings.GLOBAL)
     assert not plain.local_parameters
     assert set(plain.global_parameters) == set(model.parameters)
+
+
+def test_oov_embeddings_may_start_at_a_default_that_all_share(model: FederatedModel) -> None:
+    tuned = next_word(WORDS, BUCKETS, 4, 6, 5, length=LENGTH, oov=OovEmbeddings.LOCAL_FROM_DEFAULT)
+    default = torch.arange(12.0).reshape(3, 4)
+    assert torch.equal(tuned.at_default({OOV_DEFAULT: default})[OOV_EMBEDDING], default)
+    assert set(tuned.global_parameters) == {*model.global_parameters, OOV_DEFAULT}
 
 
 def test_padding_has_no_part_in_the_loss(model: FederatedModel) -> None:

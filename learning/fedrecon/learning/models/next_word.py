@@ -22,20 +22,34 @@ embedding and projection 96, sequences of 20, batches of 16, at most 100 steps. 
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedrecon.datasets.word_vocabulary import MARKS, PADDING
-from fedrecon.learning.model import FederatedModel, Field, Initial, Metric, Role, Tensors, Uniform
+from fedrecon.learning.model import FederatedModel, Field, FromGlobal, Initial, Metric, Role, Tensors, Uniform
 from fedrecon.learning.reconstruction import GradientSteps, Hyperparameter, Schedule
 
 TOKENS, NEXT = "tokens", "next"
-OOV_EMBEDDING = "oov_embedding"
+OOV_EMBEDDING, OOV_DEFAULT = "oov_embedding", "oov_default"
 # Initial embeddings are drawn from [-0.05, 0.05), as in the paper's code: for OOV ones anew in every session.
 INITIAL_BOUND = 0.05
 SEQUENCE_LENGTH, BATCH_SIZE, MAXIMUM_STEPS = 20, 16, 100
 GATES = 4
+
+
+class OovEmbeddings(Enum):
+    """Whose the input embeddings of OOV buckets are, and where they start.
+
+    `LOCAL` is FedRecon: drawn anew in every session, and reconstructed. `LOCAL_FROM_DEFAULT`: reconstructed from a
+    default that all share; what fine-tunes a table that was trained as `GLOBAL`. `GLOBAL`: shared, nothing is local.
+    """
+
+    LOCAL = "local"
+    LOCAL_FROM_DEFAULT = "local from a shared default"
+    GLOBAL = "global"
 
 
 class NextWord(nn.Module):
@@ -44,6 +58,7 @@ class NextWord(nn.Module):
     Attributes:
         embedding: `[marks + words, embedding]`.
         oov_embedding: `[oov_buckets, embedding]`.
+        oov_default: where that starts, in its shape; only with `LOCAL_FROM_DEFAULT`.
         input_weight: `[4 hidden, embedding]`: input, forget, cell and output gate, one below the other.
         hidden_weight: `[4 hidden, hidden]`, likewise.
         gate_bias: `[4 hidden]`, likewise.
@@ -52,7 +67,14 @@ class NextWord(nn.Module):
     """
 
     def __init__(
-        self, words: int, oov_buckets: int, embedding: int, hidden: int, projection: int, generator: torch.Generator
+        self,
+        words: int,
+        oov_buckets: int,
+        embedding: int,
+        hidden: int,
+        projection: int,
+        oov: OovEmbeddings,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.hidden = hidden
@@ -63,6 +85,8 @@ class NextWord(nn.Module):
         self.gate_bias = nn.Parameter(torch.zeros(GATES * hidden))
         self.projection = nn.Linear(hidden, projection)
         self.output = nn.Linear(projection, MARKS + words + oov_buckets)
+        if oov is OovEmbeddings.LOCAL_FROM_DEFAULT:
+            self.oov_default = nn.Parameter(torch.zeros(oov_buckets, embedding))
         for table in (self.embedding, self.oov_embedding):
             nn.init.uniform_(table, -INITIAL_BOUND, INITIAL_BOUND, generator=generator)
         nn.init.xavier_uniform_(self.input_weight, generator=generator)
@@ -112,7 +136,7 @@ def next_word(
     projection: int = 96,
     *,
     length: int = SEQUENCE_LENGTH,
-    local: bool = True,
+    oov: OovEmbeddings = OovEmbeddings.LOCAL,
     reconstruct_rate: float = 0.1,
     update_rate: float = 0.3,
     seed: int = 0,
@@ -126,13 +150,20 @@ def next_word(
         hidden: width of the LSTM.
         projection: width between LSTM and output.
         length: positions of an example.
-        local: whether the OOV embeddings are local; without, the model is one for plain federated averaging.
+        oov: whose the OOV embeddings are; with `GLOBAL` the model is one for plain federated averaging.
         reconstruct_rate: default rate of the reconstruction's SGD steps.
         update_rate: default rate of the update's SGD steps.
         seed: of the initial weights.
     """
-    module = NextWord(words, oov_buckets, embedding, hidden, projection, torch.Generator().manual_seed(seed))
-    start: dict[str, Initial] = {OOV_EMBEDDING: Uniform(INITIAL_BOUND)} if local else {}
+    module = NextWord(words, oov_buckets, embedding, hidden, projection, oov, torch.Generator().manual_seed(seed))
+    start: dict[str, Initial] = {}
+    match oov:
+        case OovEmbeddings.LOCAL:
+            start[OOV_EMBEDDING] = Uniform(INITIAL_BOUND)
+        case OovEmbeddings.LOCAL_FROM_DEFAULT:
+            start[OOV_EMBEDDING] = FromGlobal(OOV_DEFAULT)
+        case OovEmbeddings.GLOBAL:
+            pass
     ids = MARKS + words + oov_buckets
     schedule = Schedule(BATCH_SIZE, epochs=1, maximum_steps=MAXIMUM_STEPS)
 
