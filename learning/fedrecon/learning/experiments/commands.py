@@ -75,6 +75,23 @@ def movielens(
         raise UserMistake(str(error)) from error
 
 
+@experiment.command()
+def ranking(
+    data: Data = None, seeds: Seeds = 1, out: Out = None, quick: Quick = False, as_json: AsJson = False
+) -> None:
+    """Ten recommendations for users that were never trained on: the implicit-feedback model beside its baselines."""
+    ratings = _made_up_ratings() if quick else _movielens_ratings(data)
+
+    from fedrecon.learning.experiments.protocol import ProtocolError
+    from fedrecon.learning.experiments.ranking import run_ranking
+    from fedrecon.learning.experiments.reporting import output_folder
+
+    try:
+        run_ranking(ratings, output_folder(out, "ranking"), seeds, quick=quick, as_json=as_json)
+    except ProtocolError as error:
+        raise UserMistake(str(error)) from error
+
+
 def _made_up_ratings() -> Ratings:
     from fedrecon.datasets import generate
 
