@@ -17,7 +17,7 @@ from fedrecon.learning.client_optimizers import Adagrad, Adam, ClientOptimizer, 
 from fedrecon.learning.model import Constant, FederatedModel, Field, FromGlobal, Initial, Metric, Role, Tensors
 from fedrecon.learning.models import matrix_factorization as films
 from fedrecon.learning.models.personal_network import personal_network
-from fedrecon.learning.planning import compile_plan, graphs
+from fedrecon.learning.planning import PlanError, compile_plan, graphs
 from fedrecon.learning.planning.inspection import inspect
 from fedrecon.learning.planning.verification import verify
 from fedrecon.learning.reconstruction import GradientSteps, Hyperparameter, Ridge
@@ -154,6 +154,39 @@ def declare_penalised() -> FederatedModel:
         reconstruction=Ridge("rating", iterations=10),
         score=lambda prediction: prediction[:, 0],
     )
+
+
+class Shifting(nn.Module):
+    """A softmax does not see what shifts all of its inputs, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+        self.shift = nn.Parameter(torch.zeros(()))
+        self.user = nn.Parameter(torch.zeros(6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        shares = torch.softmax(self.layer(features) + self.shift, dim=-1)
+        return (shares * self.user).sum(-1)
+
+
+def test_adam_on_a_gradient_of_rounding_alone_is_refused_with_the_reason() -> None:
+    torch.manual_seed(0)
+    model = FederatedModel(
+        name="shifting",
+        module=Shifting(),
+        local={"user": Constant(0.0)},
+        fields=(Field("features", shape=(4,)), Field("rating", Role.TARGET)),
+        loss=films.squared_error,
+        metrics={"squared_error": Metric(films.squared_error, 25.0)},
+        bounds={"layer.weight": 0.5, "layer.bias": 0.5, "shift": 0.5},
+        update_rate=RATE,
+        update_optimizer=Adam(),
+    )
+    with pytest.raises(
+        PlanError, match=r"output update\.shift differs .* or Adam or Adagrad follows a gradient that is 0"
+    ):
+        verify(model, [graphs.update(model)], seed=0)
 
 
 @pytest.mark.slow

@@ -176,7 +176,8 @@ def compare(where: str, found: Mapping[str, NDArray[Any]], expected: Mapping[str
             raise PlanError(
                 f"{where}: output {name} differs from torch by {difference:.3g}, "
                 f"where the largest number is {scale:.3g}; either the graph is wrong, or steps "
-                "diverge at the largest rates: lower the maximum of the rate"
+                "diverge at the largest rates (lower the maximum of the rate), or Adam or Adagrad follows a gradient "
+                "that is 0 but for rounding (leave the parameter out)"
             )
         worst = max(worst, difference / max(scale, ABSOLUTE_TOLERANCE / RELATIVE_TOLERANCE))
     return worst
