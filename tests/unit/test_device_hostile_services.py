@@ -34,7 +34,10 @@ def _layout_width(assignment: Assignment, width: int) -> None:
 
 
 def _schedule(assignment: Assignment, **numbers: int) -> None:
-    assignment.work.update_schedule.CopyFrom(Schedule(**numbers))
+    schedule = assignment.work.update_schedule
+    schedule.Clear()
+    for name, number in numbers.items():
+        setattr(schedule, name, number)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def compare(model: FederatedModel, clients: ClientExamples, how: LocalWork, *, c
     own = {name: value[torch.from_numpy(cohort)] for name, value in starts.items()}
     found = simulator.run(model.global_parameters, clients, cohort, 1, np.random.default_rng(2), own)
     sums: dict[str, Tensor] = {name: torch.zeros_like(value) for name, value in model.global_parameters.items()}
-    weight = 0
+    weight = with_query = 0
     for number in range(len(clients)):
         fields = clients.select([number]).fields
         count = int(clients.counts[number])
@@ -89,8 +89,9 @@ def compare(model: FederatedModel, clients: ClientExamples, how: LocalWork, *, c
         for name, value in expected.updates.items():
             sums[name] += len(query) * value
         weight += len(query)
+        with_query += len(query) > 0
     assert found.weight == weight
-    assert found.clients == len(clients)
+    assert found.clients == with_query
     assert found.dropped == 0
     for name, value in sums.items():
         assert value.abs().max() > 0, f"{name} does not move: the comparison says nothing"

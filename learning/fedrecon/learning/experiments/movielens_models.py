@@ -89,7 +89,11 @@ def work_of(training: Federated, model: FederatedModel, *, evaluates: bool) -> t
     work = task_pb2.LocalWork(
         split=splits[Split.ALTERNATE_BATCHES if evaluates else training.split],
         support_fraction=0.5,
-        update_schedule=plan_pb2.Schedule(batch_size=BATCH_SIZE, epochs=1, maximum_steps=training.update_steps),
+        update_schedule=plan_pb2.Schedule(
+            batch_size=BATCH_SIZE if evaluates else training.update_batch,
+            epochs=1,
+            maximum_steps=training.update_steps,
+        ),
         hyperparameters={name: number.default for name, number in model.hyperparameters.items()},
     )
     if isinstance(training.reconstruction, GradientSteps):

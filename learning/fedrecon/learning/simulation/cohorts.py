@@ -56,7 +56,7 @@ class CohortSum:
     Attributes:
         updates: by global parameter: the sum over clients of weight times update, `[...] float32`.
         weight: the sum of weights: query examples of the clients that count.
-        clients: how many count.
+        clients: how many count: those without query examples do not.
         dropped: how many do not, since a number was not finite.
         local_parameters: of every client, `[clients, ...]`, in the order of the cohort.
     """
@@ -253,7 +253,7 @@ class Simulator:
         phase = self._phase(Descent(self.model, (mover,)))
         rates = {RECONSTRUCT_RATE: self._number(RECONSTRUCT_RATE)}
         found = {name: value.clone() for name, value in starts.items()}
-        for chunk in _chunks(reader.batches.steps[members], _bytes(starts.values()) // len(members)):
+        for chunk in _chunks(reader.batches.steps[members], _bytes(starts.values()) // max(len(members), 1)):
             rows = torch.from_numpy(chunk)
             moving = {name: value[rows] for name, value in starts.items()}
             weights = torch.ones(len(chunk), device=self.device)
@@ -318,7 +318,7 @@ class Simulator:
                     rows = touched.rows.get(self.model.row_sparse.get(name, ""))
                     _add_weighted(summed, change, torch.where(good, weights, 0.0), rows)
         weight = float(counts[finite].sum())
-        return CohortSum(sums, weight, int(finite.sum()), int((~finite).sum()), kept)
+        return CohortSum(sums, weight, int((finite & (counts > 0)).sum()), int((~finite).sum()), kept)
 
     def _step_once(
         self,
