@@ -15,7 +15,7 @@ from fedrecon.device_sdk.participation import Outcome, Participation
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import UploadRequest
 from fedrecon.v1.coordinator_pb2 import Assignment, CheckInResponse, Ticket
-from fedrecon.v1.plan_pb2 import Manifest, Schedule
+from fedrecon.v1.plan_pb2 import Manifest
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import write_manifest
 from support import device_bundle as bundle
