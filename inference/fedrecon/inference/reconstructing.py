@@ -2,7 +2,8 @@
 
 Rules: all examples are one support set in their given order, under the schedule of `fedrecon.wire.schedules`. Local
 parameters start as `fedrecon.wire.manifests.initial_locals` gives them for a seed of zeros, so that equal examples
-always give equal answers. Of a row-sparse parameter only the rows of the examples are read.
+always give equal answers. Of a row-sparse parameter only the rows of the examples are read, unless the plan has no
+graph that names them: then a reconstruction needs all rows, as one with a background does.
 """
 
 from __future__ import annotations
@@ -48,6 +49,17 @@ class ReconstructionDrawing:
     def stepwise(self) -> bool:
         """Whether it goes in steps over batches, or takes all examples at once."""
         return any(value.source == plan_pb2.VALUE_SOURCE_ORDER for value in self.graph.inputs)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether a device gives the reconstruction only the rows that its examples name."""
+        vocabulary = self.bundle.item_field().vocabulary
+        return any(
+            value.source == plan_pb2.VALUE_SOURCE_ROWS and value.reference == vocabulary
+            for graph in self.bundle.manifest.graphs
+            if graph.role == plan_pb2.GRAPH_ROLE_TOUCH
+            for value in graph.outputs
+        )
 
     def draw(self, model: ModelProto, checkpoint: Arrays, fields: list[Field]) -> dict[str, str]:
         """Returns the value of every local parameter after reconstruction, by name.
@@ -103,7 +115,7 @@ class ReconstructionDrawing:
                 )
 
     def _global(self, name: str) -> str:
-        if not self.bundle.parameter(name).vocabulary:
+        if not (self.bundle.parameter(name).vocabulary and self.reads_rows):
             return f"global/{name}"
         # One row for each example: examples of the same item read equal rows, which reconstruction does not change.
         return self.drawing.add("Gather", [f"global/{name}", self.bundle.item_field().name], f"rows/{name}", axis=0)
@@ -111,7 +123,7 @@ class ReconstructionDrawing:
     def _field(self, name: str) -> str:
         field = self.bundle.field(name)
         if field.vocabulary:
-            return "rows/renumbered"
+            return "rows/renumbered" if self.reads_rows else name
         return self.drawing.add("Cast", [name], f"field/{name}", to=onnx_types[field.dtype])
 
     def _hyperparameter(self, name: str) -> str:
