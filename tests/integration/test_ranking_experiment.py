@@ -44,7 +44,7 @@ def test_the_table_has_all_models_side_by_side(tmp_path: Path, capsys: pytest.Ca
     with (tmp_path / "ranking.csv").open(newline="") as file:
         written = {row["row"]: row for row in csv.DictReader(file)}
     # 120 item vectors of 8 factors and the default, each way; what lies in one place does not travel by rounds.
-    assert written["FedRecon, implicit feedback"]["client_bytes_up_a_round"] == str(121 * 8 * 4)
+    assert written["FedRecon implicit"]["client_bytes_up_a_round"] == str(121 * 8 * 4)
     assert not written["implicit ALS, folded in"]["client_bytes_up_a_round"]
 
 

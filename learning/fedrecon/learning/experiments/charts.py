@@ -125,7 +125,7 @@ def draw_lines(panels: Sequence[Panel], title: str, subtitle: str, path: Path) -
 
 
 def draw_comparison(panels: Sequence[Comparison], title: str, subtitle: str, path: Path) -> None:
-    """Draw our figures as dots and the paper's as hollow ones, a row each, panels side by side.
+    """Draw our figures as dots and the paper's, if any, as hollow ones, a row each, panels side by side.
 
     Args:
         panels: from left to right.
@@ -246,7 +246,7 @@ def _top(group: Sequence[float], gap: float) -> float:
 
 
 def _name_dots(axes: Axes, places: np.ndarray, panel: Comparison) -> None:
-    """Write our figures beside the dots, away from the paper's, and once which dots are whose."""
+    """Write our figures beside the dots, away from the paper's, and once which dots are whose if some are."""
     for place, row in zip(places, panel.rows, strict=True):
         if row.ours is None:
             continue
@@ -263,6 +263,8 @@ def _name_dots(axes: Axes, places: np.ndarray, panel: Comparison) -> None:
             color=COLOURS[0],
         )
     axes.margins(x=0.18)
+    if all(row.paper is None for row in panel.rows):
+        return
     for x, colour, whose in ((0.86, COLOURS[0], "● ours"), (1.0, PALE, "○ paper")):
         axes.annotate(whose, (x, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=8.5, color=colour)
 
