@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedrecon.datasets import Ratings, generate, split_users
+from fedrecon.datasets import Ratings, generate, load, split_users
 from fedrecon.learning.experiments.protocol import Protocol, open_protocol, support_and_query
-from fedrecon.learning.experiments.ranking import QUICK_ROWS, ROWS, judge_rows
-from fedrecon.learning.experiments.ranking_models import FederatedChoices, Recipe, train_ranker, users_of
+from fedrecon.learning.experiments.ranking import QUICK_ROWS, ROWS, Row, judge, judge_rows
+from fedrecon.learning.experiments.ranking_models import (
+    FederatedChoices,
+    Neighbours,
+    Popularity,
+    Recipe,
+    train_ranker,
+    users_of,
+)
 from fedrecon.learning.models.implicit_feedback import ITEM_VECTORS
 from fedrecon.ops.command import main
 
@@ -127,3 +135,23 @@ def test_equal_seeds_give_equal_models(protocol: Protocol) -> None:
     one, same, other = (train_ranker(OURS, protocol, seed).parameters[ITEM_VECTORS] for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_ours_ranks_above_the_baselines_on_validation_users(tmp_path: Path) -> None:
+    """With half of its rounds; on one core this takes half a minute."""
+    folder = os.environ.get("FEDRECON_DATA")
+    if not folder:
+        pytest.skip("FEDRECON_DATA does not name a folder that holds ml-1m/")
+    torch.set_num_threads(1)
+    protocol = open_protocol(load(Path(folder) / "ml-1m"), tmp_path)
+    users = users_of(protocol.validation, protocol.items)
+    recipes = (Popularity(), Neighbours(), FederatedChoices(rounds=200))
+    popular, neighbours, ours = (
+        judge(Row("", recipe), train_ranker(recipe, protocol, seed=0), users) for recipe in recipes
+    )
+    assert popular.recall == pytest.approx(0.264, abs=0.001)
+    assert neighbours.recall == pytest.approx(0.470, abs=0.001)
+    assert ours.recall > 1.02 * neighbours.recall
+    assert ours.ndcg > 1.02 * neighbours.ndcg
