@@ -159,7 +159,6 @@ def test_a_learned_default_follows_the_loss_at_the_default() -> None:
     compare(changed(model, local={"personal": FromGlobal("default")}), feature_clients(), work())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "adam"])
+@pytest.mark.parametrize("name", ["plain", pytest.param("adam", marks=pytest.mark.slow)])
 def test_compiled_and_eager_agree(name: str) -> None:
     compare(RATING_MODELS[name], rating_clients(), work(), compiled=True)

@@ -1,8 +1,7 @@
 """Operators taken apart, since their vectorised form would fix the number of clients when it is compiled.
 
 Found by compiling each operator under `vmap` with a varying first extent (torch 2.13): joining, looking up, gathering
-and scattering, and what is made of them. In their place stand indexing and plain arithmetic. Joining is kept, but made
-to join only what differs between clients (`join_alike`).
+and scattering, and what is made of them. In their place stand stacking, indexing and plain arithmetic.
 """
 
 from __future__ import annotations
@@ -16,6 +15,33 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 
 aten: Any = torch.ops.aten
+
+
+def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Stacks parts of one extent; spreads others over the whole, and adds: what is joined does not overlap."""
+    # Empty vectors may be joined with anything.
+    parts = [each for each in tensors if each.shape != (0,)]
+    if len(parts) <= 1:
+        return parts[0].clone() if parts else tensors[0].clone()
+    axis = dim % parts[0].dim()
+    if len({each.shape[axis] for each in parts}) == 1:
+        return torch.stack(list(parts), axis).flatten(axis, axis + 1)
+    whole = sum(each.shape[axis] for each in parts)
+    spread = []
+    begin = 0
+    for each in parts:
+        spread.append(_amid_zeros(each, axis, begin, whole))
+        begin += each.shape[axis]
+    joined: Tensor = reduce(torch.logical_or if parts[0].dtype == torch.bool else torch.add, spread)
+    return joined
+
+
+def _amid_zeros(tensor: Tensor, axis: int, begin: int, whole: int) -> Tensor:
+    """Returns a tensor with zeros before and after it; torch's own padding would fix the number of clients, too."""
+    places = torch.arange(whole, device=tensor.device) - begin
+    inside = (places >= 0) & (places < tensor.shape[axis])
+    picked = _index_select(tensor, axis, places.clamp(0, tensor.shape[axis] - 1))
+    return torch.where(inside.reshape([-1] + [1] * (tensor.dim() - 1 - axis)), picked, torch.zeros_like(picked))
 
 
 def _index_select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -80,6 +106,7 @@ dissolved: dict[Any, Callable[..., Any]] = {
             ]
         ),
     ),
+    aten.cat.default: _cat,
     aten.embedding.default: _embedding,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.gather.default: _gather,
@@ -88,26 +115,3 @@ dissolved: dict[Any, Callable[..., Any]] = {
     aten.scatter.value: _scatter,
     aten.scatter_add.default: _scatter_add,
 }
-
-
-def join_alike(graph: torch.fx.GraphModule) -> None:
-    """Makes all parts of what is joined differ between clients if one does: only a mixture fixes the number of clients.
-
-    Each part is added a zero that is made of all parts, and so differs where one of them does; the compiler leaves the
-    adding out. Padding and adding the parts instead, which does without joining, took an LSTM of 20 steps 19 times as
-    long to compile.
-
-    Args:
-        graph: one client's function as plain operators; changed.
-    """
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.cat.default:
-            continue
-        # Empty vectors may be joined with anything, but not once they differ between clients.
-        parts = [part for part in node.args[0] if part.meta["tensor_meta"].shape != (0,)] or node.args[0][:1]
-        with graph.graph.inserting_before(node):
-            zeros = [graph.graph.call_function(aten.new_zeros.default, (part, [])) for part in parts]
-            zero = reduce(lambda one, other: graph.graph.call_function(aten.add.Tensor, (one, other)), zeros)
-            alike = [graph.graph.call_function(aten.add.Tensor, (part, zero)) for part in parts]
-        node.args = (alike, *node.args[1:])
-    graph.recompile()
