@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -34,8 +33,8 @@ class Around(nn.Module):
         return seen_as
 
     def forward(self, seen: Tensor) -> Tensor:
-        classes: Tensor = self.head(torch.tanh(self.look(seen) + self.user)).reshape(seen.shape[0], -1, 2)
-        return classes.sum(1)
+        classes: Tensor = self.head(torch.tanh(self.look(seen) + self.user))
+        return classes.unsqueeze(1).flatten(1, -2).sum(1)
 
 
 class Attention(nn.Module):
@@ -126,9 +125,8 @@ def test_a_layer_with_its_gradient_agrees_with_torch(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*fast, *slow])
-def test_a_layer_in_every_graph_agrees_with_torch(name: str) -> None:
-    declared: Any = {**fast, **slow}[name]
-    check(declare(*declared), graphs.reconstruct, graphs.update, graphs.predict, graphs.evaluate)
+def test_a_layer_with_and_without_its_gradient_agrees_with_torch(name: str) -> None:
+    check(declare(*{**fast, **slow}[name]), graphs.update, graphs.predict)
 
 
 def test_a_model_without_vocabularies_gives_a_score_for_every_class() -> None:

@@ -128,6 +128,18 @@ def test_dropout_that_is_switched_off_is_accepted() -> None:
     inspect(declare(Looked(nn.Dropout(0.5).eval())))
 
 
+class Folding(nn.Module):
+    """Asks torch to work out an extent, which it cannot do for nothing."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors.reshape(vectors.shape[0], -1, 2).flatten(1)
+
+
+def test_a_model_that_fails_on_no_examples_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"fails on a user without examples: cannot reshape"):
+        inspect(declare(Looked(Folding())))
+
+
 def test_ridge_is_refused_where_locals_are_not_linear() -> None:
     model = declare(Looked(nn.Identity()))
     squashed = FederatedModel(

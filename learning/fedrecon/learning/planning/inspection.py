@@ -182,9 +182,41 @@ def _layer(node: fx.Node) -> str:
 
 
 def _check_behaviour(model: FederatedModel) -> None:
-    """Runs the model on random examples and looks at the shapes, and for ridge at the linearity."""
+    """Runs the model on random examples, and on none, and looks at the shapes; for ridge at the linearity."""
     generator = torch.Generator().manual_seed(0)
     count = 7
+    examples = _draw_examples(model, count, generator)
+    parameters = {**model.global_parameters, **model.local_parameters}
+    targets = model.only_targets(examples)
+    try:
+        prediction = model.predict(parameters, examples)
+    except Exception as error:
+        raise PlanError(
+            f"model {model.name!r} fails on {count} random examples ({', '.join(examples)}): {error}"
+        ) from error
+    score = model.scores(parameters, examples)
+    for what, shape in (("model " + repr(model.name), prediction.shape), ("the score", score.shape)):
+        if shape[:1] != (count,):
+            raise PlanError(f"{what} gives {list(shape)} for {count} examples, not one each")
+    measured = {"the loss": model.loss(prediction, targets)}
+    measured |= {f"metric {name!r}": metric.function(prediction, targets) for name, metric in model.metrics.items()}
+    if model.vocabularies or isinstance(model.reconstruction, Ridge):
+        measured["the score"] = score
+    for what, result in measured.items():
+        if result.shape != (count,) or result.dtype != torch.float32:
+            raise PlanError(
+                f"{what} gives {list(result.shape)} {result.dtype} for {count} examples, not [{count}] float32"
+            )
+    try:
+        model.losses(parameters, {name: column[:0] for name, column in examples.items()})
+    except Exception as error:
+        raise PlanError(f"model {model.name!r} fails on a user without examples: {error}") from error
+    if isinstance(model.reconstruction, Ridge):
+        _check_linear(model, examples, generator)
+
+
+def _draw_examples(model: FederatedModel, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Returns random examples within the limits of the fields, `[count, ...]` by field."""
     examples: dict[str, Tensor] = {}
     for each in model.fields:
         shape = (count, *each.shape)
@@ -198,28 +230,7 @@ def _check_behaviour(model: FederatedModel) -> None:
             largest = 1.0 if each.maximum is None else each.maximum
             drawn = torch.rand(shape, generator=generator) * (largest - smallest) + smallest
             examples[each.name] = drawn.round().to(each.dtype) if each.dtype != torch.float32 else drawn
-    parameters = {**model.global_parameters, **model.local_parameters}
-    targets = model.only_targets(examples)
-    try:
-        prediction = model.predict(parameters, examples)
-    except Exception as error:
-        raise PlanError(
-            f"model {model.name!r} fails on {count} random examples ({', '.join(examples)}): {error}"
-        ) from error
-    if prediction.shape[:1] != (count,):
-        raise PlanError(f"model {model.name!r} gives {list(prediction.shape)} for {count} examples, not one each")
-    measured = {"the loss": model.loss(prediction, targets)}
-    measured |= {f"metric {name!r}": metric.function(prediction, targets) for name, metric in model.metrics.items()}
-    score = model.scores(parameters, examples)
-    if model.vocabularies or isinstance(model.reconstruction, Ridge) or score.dim() == 0:
-        measured["the score"] = score
-    for what, result in measured.items():
-        if result.shape != (count,) or result.dtype != torch.float32:
-            raise PlanError(
-                f"{what} gives {list(result.shape)} {result.dtype} for {count} examples, not [{count}] float32"
-            )
-    if isinstance(model.reconstruction, Ridge):
-        _check_linear(model, examples, generator)
+    return examples
 
 
 def _check_linear(model: FederatedModel, examples: dict[str, Tensor], generator: torch.Generator) -> None:
