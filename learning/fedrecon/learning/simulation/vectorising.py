@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils import _pytree as trees
 
-from fedrecon.learning.simulation.operators import dissolved, join_alike
+from fedrecon.learning.simulation.operators import dissolved
 
 CLIENTS_AT_COMPILATION = 97
 """An extent that no other axis is likely to have; the compiler plans loops for about so many clients."""
@@ -97,7 +97,7 @@ def traced(function: Callable[..., Any], arguments: Sequence[Any]) -> torch.fx.G
 
     graph = make_fx(plain, decomposition_table=dissolved)(*arguments)
     graph.graph.eliminate_dead_code()
-    join_alike(graph)
+    graph.recompile()
     return graph
 
 
