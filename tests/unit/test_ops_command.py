@@ -261,14 +261,11 @@ def test_wrong_settings_are_listed_and_said(
     assert "FEDRECON_DRAIN_SECONDS is 'soon'" in shown.err
 
 
-def test_help_starts_fast_and_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy() -> None:
     program = (
-        "import resource, sys; from fedrecon.ops.command import main; main(['--help']);"
-        "used = resource.getrusage(resource.RUSAGE_SELF);"
-        "heavy = {'torch', 'onnxruntime', 'onnx', 'pydantic'} & set(sys.modules);"
-        "print(); print(used.ru_utime + used.ru_stime, *sorted(heavy))"
+        "import sys; from fedrecon.ops.command import main; main(['--help']);"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'pydantic', 'matplotlib'} & set(sys.modules);"
+        "print(); print('loaded:', *sorted(heavy))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    seconds, *heavy = ended.stdout.splitlines()[-1].split()
-    assert float(seconds) < 0.5
-    assert heavy == []
+    assert ended.stdout.splitlines()[-1].strip() == "loaded:"
