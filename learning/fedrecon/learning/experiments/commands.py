@@ -14,7 +14,7 @@ import typer
 from fedrecon.ops.mistakes import UserMistake
 
 if TYPE_CHECKING:
-    from fedrecon.datasets import Ratings
+    from fedrecon.datasets import Ratings, Texts
 
 experiment = typer.Typer(no_args_is_help=True, help="Run the paper's experiments again, ours beside its figures.")
 
@@ -31,7 +31,8 @@ Data = Annotated[
 ]
 
 TABLES, FIGURES = (1, 3), (3, 4)
-QUICK_USERS, QUICK_ITEMS = 200, 120
+NEXT_WORD_TABLES, NEXT_WORD_FIGURES = (2, 4), (2, 5, 6)
+QUICK_USERS, QUICK_ITEMS, QUICK_WRITERS = 200, 120, 60
 
 
 @experiment.callback()
@@ -89,6 +90,86 @@ def ranking(
     try:
         run_ranking(ratings, output_folder(out, "ranking"), seeds, quick=quick, as_json=as_json)
     except ProtocolError as error:
+        raise UserMistake(str(error)) from error
+
+
+@experiment.command("next-word")
+def next_word(
+    table: Annotated[
+        list[int] | None, typer.Option(help="2: accuracy of all methods; 4: bytes that a client communicates.")
+    ] = None,
+    figure: Annotated[
+        list[int] | None,
+        typer.Option(help="2: accuracy by vocabulary and by bytes; 5: OOV buckets; 6: reconstruction steps."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDRECON_DATA",
+            help="Folder of Stack Exchange sites, each with Posts.xml, or the one that holds stackexchange/.",
+        ),
+    ] = None,
+    seeds: Seeds = 1,
+    out: Out = None,
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="The paper's model, vocabularies, cohort and rounds: days on a CPU.")
+    ] = False,
+    choose_rates: Annotated[
+        bool, typer.Option("--choose-rates", help="Choose learning rates anew on validation, from the paper's grids.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Made-up text and few rounds: shows in a minute that it works.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Next-word prediction with local embeddings of unusual words; tables and figures may be asked for together."""
+    tables, figures = tuple(table or ()), tuple(figure or ())
+    if not (tables or figures) or not (set(tables) <= {*NEXT_WORD_TABLES} and set(figures) <= {*NEXT_WORD_FIGURES}):
+        raise UserMistake(
+            "State what to run.", "Choose among --table 2, --table 4, --figure 2, --figure 5 and --figure 6."
+        )
+    if quick and full_size:
+        raise UserMistake("--quick and --full-size exclude each other.")
+    texts = _made_up_texts() if quick else _stack_exchange_texts(data)
+
+    from fedrecon.learning.experiments.next_word import run_next_word
+    from fedrecon.learning.experiments.next_word_results import Setting
+    from fedrecon.learning.experiments.next_word_rows import FULL, QUICK, SMALL
+    from fedrecon.learning.experiments.protocol import ProtocolError
+    from fedrecon.learning.experiments.reporting import output_folder
+
+    source = "made-up text" if quick else "Stack Exchange text"
+    size = QUICK if quick else FULL if full_size else SMALL
+    setting = Setting(texts, source, output_folder(out, "next-word"), size, seeds, choose_rates, as_json)
+    try:
+        run_next_word(tables, figures, setting)
+    except ProtocolError as error:
+        raise UserMistake(str(error)) from error
+
+
+def _made_up_texts() -> Texts:
+    from fedrecon.datasets import generate_texts
+
+    return generate_texts(users=QUICK_WRITERS, seed=1)
+
+
+def _stack_exchange_texts(data: Path | None) -> Texts:
+    """Returns the texts of a folder of sites or of the one that holds it.
+
+    Raises:
+        UserMistake: no folder is stated, or it holds no posts.
+    """
+    from fedrecon.datasets import MalformedFile, UnknownDataset, load_stack_exchange
+
+    if data is None:
+        raise UserMistake(
+            "The experiment needs texts of Stack Exchange.",
+            "State --data FOLDER or FEDRECON_DATA; --quick runs without it, on made-up text.",
+        )
+    inside = data / "stackexchange"
+    try:
+        return load_stack_exchange(inside if inside.is_dir() else data)
+    except (MalformedFile, UnknownDataset, OSError) as error:
         raise UserMistake(str(error)) from error
 
 

@@ -122,6 +122,7 @@ def train_rows(rows: Sequence[Row], setting: Setting) -> tuple[Opened, dict[tupl
                 if key not in shared:
                     with _Watched(bar, f"{row.name}, seed {seed}") as told:
                         shared[key] = run_training(training, row.judged, opened, seed, simulators, told)
+                    bar.console.print(_came_to(row, seed, shared[key]), highlight=False)
                 runs[row.name, seed] = shared[key]
     return opened, runs
 
@@ -140,7 +141,12 @@ class _Watched:
         self._bar.update(self._task, completed=done, total=most, said=said)
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop_task(self._task)
+        self._bar.remove_task(self._task)
+
+
+def _came_to(row: Row, seed: int, run: Run) -> str:
+    best = next(point.figures for point in run.curve if point.round == run.best)
+    return f"{row.name}, seed {seed}: RMSE {best.rmse:.4f} on validation after round {run.best}, {run.seconds:.0f} s"
 
 
 def configuration_of(row: Row) -> dict[str, Any]:
