@@ -42,11 +42,11 @@ check: setup ## Lint, types, import rules, contract
 
 .PHONY: test
 test: setup ## Run the tests (a few minutes)
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take longer
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench
 bench: setup ## Measure what is promised
