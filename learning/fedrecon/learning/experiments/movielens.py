@@ -10,6 +10,7 @@ from pathlib import Path
 from fedrecon.learning.experiments.charts import Compared, Comparison, Line, Panel, draw_comparison, draw_lines
 from fedrecon.learning.experiments.movielens_results import Result, Setting, run_rows, train_rows
 from fedrecon.learning.experiments.movielens_rows import (
+    BEST,
     FIGURE_4,
     RECONSTRUCT_STEPS,
     TABLE_1,
@@ -157,7 +158,7 @@ def run_figure_4(setting: Setting) -> None:
             Panel("accuracy", "rounds", lines("accuracy"), limits=(38.0, 46.0), percent=True),
         ],
         "Variants of Federated Reconstruction, round by round",
-        f"{_data(setting)}, validation users, {_seeds(setting)}; 100 devices a round ('best': 200)",
+        f"{_data(setting)}, validation users, {_seeds(setting)}; 100 devices a round ('best': {BEST.cohort})",
         setting.folder / "figure-4.png",
     )
     best: tuple[Mapping[str, Cell], ...] = tuple(
