@@ -208,8 +208,11 @@ class Phase:
                 shared,
                 rates,
             )
-            for name, value in after.items():
-                moving[name][:count] = value
+            if count == len(clients):
+                moving = after
+            else:
+                for name, value in after.items():
+                    moving[name][:count] = value
             for rate, values in kept.items():
                 for name, value in values.items():
                     state[rate][name][:count] = value
