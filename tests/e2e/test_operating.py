@@ -45,6 +45,8 @@ def test_a_task_is_steered_by_commands(
     assert created["state"] == "TASK_STATE_RUNNING"
     (paused,) = run(capsys, "task", "pause", TASK, "--reason", "to look")
     assert paused["state"] == "TASK_STATE_PAUSED"
+    (edited,) = run(capsys, "task", "edit", TASK, "--set", "rounds.maximum_rounds=5")
+    assert edited["spec"]["rounds"]["maximum_rounds"] == "5"
     (resumed,) = run(capsys, "task", "resume", TASK)
     assert resumed["state"] == "TASK_STATE_RUNNING"
     town.wake(dropout=0.1)
@@ -53,14 +55,19 @@ def test_a_task_is_steered_by_commands(
     assert [int(state["committed"]) for state in states] == sorted(int(state["committed"]) for state in states)
     (listed,) = run(capsys, "rounds", "list", TASK)
     committed = [each for each in listed["rounds"] if each["phase"] == "ROUND_PHASE_COMMITTED"]
-    assert [int(each["key"]["round"]) for each in committed] == [4, 3, 2, 1]
+    assert [int(each["key"]["round"]) for each in committed] == [5, 4, 3, 2, 1]
     (why,) = run(capsys, "rounds", "why", TASK, "2")
     assert "opened from checkpoint" in why["story"][0]
     assert any("Committed checkpoint" in sentence for sentence in why["story"])
     (tasks,) = run(capsys, "task", "list")
     assert [each["spec"]["name"] for each in tasks["tasks"]] == [TASK]
     (shown,) = run(capsys, "task", "show", TASK)
-    assert shown["committed"] == "4"
+    assert shown["committed"] == "5"
+    (found,) = run(capsys, "checkpoints", "list", TASK)
+    digests = {int(each.get("round", 0)): each["blob"]["digest"] for each in found["checkpoints"]}
+    assert shown["checkpoint"]["digest"] == digests[5]
+    (rolled_back,) = run(capsys, "checkpoints", "rollback", TASK, "3", "--reason", "better")
+    assert rolled_back["checkpoint"]["digest"] == digests[3]
     assert_metrics_tell(town)
     assert_every_service_is_healthy(town)
 

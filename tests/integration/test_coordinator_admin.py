@@ -14,7 +14,7 @@ from fedrecon.ops.journal import Append, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.v1 import admin_pb2, coordinator_pb2, task_pb2
 from fedrecon.v1.admin_pb2 import PutBlobRequest
-from fedrecon.v1.common_pb2 import Chunk
+from fedrecon.v1.common_pb2 import BlobReference, Chunk
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.chunks import cut
 from fedrecon.wire.digests import digest_of
@@ -27,10 +27,12 @@ async def begun(built: House, **changes: int) -> Coordinator:
     return coordinator
 
 
-async def committed(built: House, coordinator: Coordinator, number: int) -> None:
+async def committed(built: House, coordinator: Coordinator, number: int) -> BlobReference:
     assigned = await coordinator.assign(1, 2, 3)
     await built.sums.report(assigned[0].round, 3)
-    await coordinator.until(Phase.COMMITTED, number)
+    made = (await coordinator.until(Phase.COMMITTED, number)).committed
+    assert made is not None
+    return BlobReference(digest=made.checkpoint.digest, size=made.checkpoint.size)
 
 
 async def test_a_blob_is_stored_under_its_digest(tmp_path: Path) -> None:
@@ -257,11 +259,98 @@ async def test_a_watcher_sees_every_phase_and_the_reports_as_they_come(tmp_path:
         await coordinator.stop()
 
 
-async def test_what_is_not_there_yet_is_refused_and_says_so(tmp_path: Path) -> None:
+async def test_a_round_after_a_roll_back_starts_from_the_older_checkpoint_and_its_state(tmp_path: Path) -> None:
     async with house(tmp_path, MemoryJournal()) as built:
         coordinator = await begun(built)
-        for call in (
-            coordinator.admin.EditTask(admin_pb2.EditTaskRequest(), timeout=10),
-            coordinator.admin.RollBack(admin_pb2.RollBackRequest(), timeout=10),
-        ):
-            await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "NOT_YET_SUPPORTED")
+        first = await committed(built, coordinator, 1)
+        await committed(built, coordinator, 2)
+        request = admin_pb2.RollBackRequest(task=TASK, round=1, reason="worse")
+        task = (await coordinator.admin.RollBack(request, timeout=10)).task
+        assert task.checkpoint == first
+        listed = await coordinator.admin.ListCheckpoints(admin_pb2.ListCheckpointsRequest(task=TASK), timeout=10)
+        assert [(each.round, each.live) for each in listed.checkpoints] == [(2, False), (1, True), (0, False)]
+        third = await committed(built, coordinator, 3)
+        assert built.blobs.read(third.digest).decode().endswith(f" of 3 from {first.digest.hex()}")
+        states = {each.round: each.optimizer_state for each in listed.checkpoints}
+        after = await coordinator.admin.ListCheckpoints(admin_pb2.ListCheckpointsRequest(task=TASK), timeout=10)
+        made = built.blobs.read(after.checkpoints[0].optimizer_state.digest).decode()
+        assert made == f"state 3 after {states[1].digest.hex()}"
+        audit = await coordinator.admin.ListAudit(admin_pb2.ListAuditRequest(), timeout=10)
+        assert (audit.entries[0].action, audit.entries[0].reason) == ("RollBack", "to round 1: worse")
+
+
+async def test_a_roll_back_gives_the_round_under_way_up(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        await committed(built, coordinator, 1)
+        assigned = await coordinator.assign(1, 2, 3)
+        built.sums.may_merge.clear()
+        await built.sums.report(assigned[0].round, 3)
+        await coordinator.until(Phase.AGGREGATING, 2)
+        await coordinator.admin.RollBack(admin_pb2.RollBackRequest(task=TASK), timeout=10)
+        built.sums.may_merge.set()
+        await coordinator.until(Phase.SELECTING, 2, attempt=2)
+        explained = await coordinator.admin.ExplainRound(admin_pb2.ExplainRoundRequest(task=TASK, round=2), timeout=10)
+        assert "rolled back to the checkpoint of round 0" in explained.attempts[0].reason
+        assert (await coordinator.finish(assigned[0])).fate == coordinator_pb2.REPORT_FATE_VOID
+        second = await committed(built, coordinator, 2)
+        assert second == (await coordinator.task()).checkpoint
+        initial = digest_of(b"initial checkpoint").hex()
+        assert built.blobs.read(second.digest).decode() == f"checkpoint 2.2 of 3 from {initial}"
+
+
+async def test_a_checkpoint_that_is_not_there_does_not_become_live(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        first = await committed(built, coordinator, 1)
+        await committed(built, coordinator, 2)
+        call = coordinator.admin.RollBack(admin_pb2.RollBackRequest(task=TASK, round=7), timeout=10)
+        await refused(call, grpc.StatusCode.NOT_FOUND, "UNKNOWN_CHECKPOINT")
+        for path in await asyncio.to_thread(lambda: list(tmp_path.rglob(first.digest.hex()))):
+            path.unlink()
+        call = coordinator.admin.RollBack(admin_pb2.RollBackRequest(task=TASK, round=1), timeout=10)
+        await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_GONE")
+        assert (await coordinator.task()).checkpoint != first
+
+
+async def test_an_edit_counts_from_the_next_round_on(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        assigned = await coordinator.assign(1, 2, 3)
+        edited = (await coordinator.task()).spec
+        edited.work.maximum_examples = 77
+        edited.rounds.report_goal = edited.rounds.minimum_reports = 2
+        edited.bounds["items"] = 0.25
+        version = (await coordinator.task()).version
+        request = admin_pb2.EditTaskRequest(spec=edited, version=version)
+        task = (await coordinator.admin.EditTask(request, timeout=10)).task
+        assert task.spec == edited
+        assert (await coordinator.check_in(1)).assignment.work.maximum_examples == 0
+        assert (await coordinator.check_in(1)).assignment.layout == assigned[0].layout
+        await built.sums.report(assigned[0].round, 3)
+        await coordinator.until(Phase.COMMITTED)
+        following = await coordinator.assign(1, 2, 3)
+        assert {each.work.maximum_examples for each in following} == {77}
+        assert {each.layout.segments[0].bound for each in following} == {0.25}
+        audit = await coordinator.admin.ListAudit(admin_pb2.ListAuditRequest(), timeout=10)
+        assert audit.entries[0].action == "EditTask"
+
+
+async def test_what_rounds_rely_on_cannot_be_edited(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        task = await coordinator.task()
+        other = TaskSpec()
+        other.CopyFrom(task.spec)
+        other.population, other.secure_sum.maximum_weight = "others", 3
+        call = coordinator.admin.EditTask(admin_pb2.EditTaskRequest(spec=other, version=task.version), timeout=10)
+        explained = await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "NOT_EDITABLE")
+        assert "population, secure_sum" in explained.message
+        wrong = TaskSpec()
+        wrong.CopyFrom(task.spec)
+        wrong.rounds.report_goal = 0
+        call = coordinator.admin.EditTask(admin_pb2.EditTaskRequest(spec=wrong, version=task.version), timeout=10)
+        await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_SPEC")
+        call = coordinator.admin.EditTask(admin_pb2.EditTaskRequest(spec=task.spec, version=9), timeout=10)
+        await refused(call, grpc.StatusCode.ABORTED, "TASK_MOVED_ON")
+        assert (await coordinator.task()).spec == task.spec

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from fedrecon.coordinator import ledger, stories, tasks
+from fedrecon.coordinator.editing import find_checkpoint, require_editable
 from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
 from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
@@ -22,7 +24,7 @@ from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.round_events import IllegalEvent
 from fedrecon.coordinator.round_state import Phase, Round
-from fedrecon.coordinator.tasks import State, TaskCancelled, TaskPaused, TaskResumed
+from fedrecon.coordinator.tasks import State, TaskCancelled, TaskEdited, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.journal import Append, StaleWriter
@@ -86,14 +88,32 @@ class AdminService(AdminServicer):
         return admin_pb2.CreateTaskResponse(task=await self._task(request.spec.name))
 
     async def EditTask(self, request: admin_pb2.EditTaskRequest, context: Any) -> admin_pb2.EditTaskResponse:  # noqa: N802
-        """Refused for now."""
-        del request, context
-        raise _not_yet("Tasks cannot be edited", "Cancel the task and create another.")
+        """Changes what a task is asked for; rounds that open from now on go by it."""
+        name = request.spec.name
+        task, version = await self._known(name)
+        if request.version != version:
+            raise Refusal(
+                grpc.StatusCode.ABORTED,
+                "TASK_MOVED_ON",
+                f"Task {name!r} is at version {version}, the change starts from {request.version}.",
+                "Read the task again, and change what it says now.",
+            )
+        require_editable(TaskSpec.FromString(task.spec), request.spec)
+        read = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator_of(context))
+        event = TaskEdited(read.spec, read.maximum_rounds, read.maximum_attempts, read.operator)
+        return admin_pb2.EditTaskResponse(task=await self._keep(name, task, version, event))
 
     async def RollBack(self, request: admin_pb2.RollBackRequest, context: Any) -> admin_pb2.RollBackResponse:  # noqa: N802
-        """Refused for now."""
-        del request, context
-        raise _not_yet("Checkpoints cannot be rolled back", "Create a task that starts from the older checkpoint.")
+        """Makes an older checkpoint, with its optimizer state, the live one; a round under way is given up."""
+        while True:
+            task, version = await self._known(request.task)
+            entries = await ledger.load_task_entries(self._around.journal, request.task)
+            found = await asyncio.to_thread(find_checkpoint, task, entries, request.round, self._around.blobs)
+            event = replace(found, reason=request.reason, operator=_operator_of(context))
+            try:
+                return admin_pb2.RollBackResponse(task=await self._keep(request.task, task, version, event))
+            except StaleWriter:
+                continue  # a round was committed meanwhile: the wish is the same
 
     async def GetTask(self, request: admin_pb2.GetTaskRequest, context: Any) -> admin_pb2.GetTaskResponse:  # noqa: N802
         """Shows a task."""
@@ -186,7 +206,7 @@ class AdminService(AdminServicer):
         """Tells what privacy is claimed: none, and what is missing."""
         del context
         task, _ = await self._known(request.task)
-        spec = TaskSpec.FromString(task.created.spec)
+        spec = TaskSpec.FromString(task.spec)
         missing = ["no noise is added to sums", "updates are not clipped to a norm"]
         assumptions = ["Local parameters are in no message; what is reported is the update of the global ones."]
         if spec.secure_sum.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
@@ -214,22 +234,30 @@ class AdminService(AdminServicer):
             task, version = await self._known(name)
             if task.state is wanted:
                 return await self._task(name)
-            now = self._around.clock.now_milliseconds()
             try:
-                tasks.step(task, event, now)
-            except IllegalEvent as error:
-                raise Refusal(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    "WRONG_STATE",
-                    f"Task {name!r} is {task.state}: {error}.",
-                    "A task that has ended stays ended: create another.",
-                ) from error
-            append = Append(TASK_STREAM, version, (task_entries.encode(now, event),))
-            try:
-                await self._around.journal.append(name, [append])
+                return await self._keep(name, task, version, event)
             except StaleWriter:
                 continue  # somebody else wrote: decide anew
-            return await self._task(name)
+
+    async def _keep(self, name: str, task: tasks.Task, version: int, event: tasks.Event) -> admin_pb2.Task:
+        """Keeps an operator's change.
+
+        Raises:
+            Refusal: The task's state does not allow it.
+            StaleWriter: Somebody else wrote.
+        """
+        now = self._around.clock.now_milliseconds()
+        try:
+            tasks.step(task, event, now)
+        except IllegalEvent as error:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "WRONG_STATE",
+                f"Task {name!r} is {task.state}: {error}.",
+                "A task that has ended stays ended: create another.",
+            ) from error
+        await self._around.journal.append(name, [Append(TASK_STREAM, version, (task_entries.encode(now, event),))])
+        return await self._task(name)
 
     async def _known(self, name: str) -> tuple[tasks.Task, int]:
         names = await ledger.load_names(self._around.journal)
@@ -293,7 +321,3 @@ def _operator_of(context: Any) -> str:
     """Who calls, as the connection's certificate says."""
     names = context.auth_context().get("x509_common_name") or ()
     return next((name.decode(errors="replace") for name in names), _UNKNOWN_OPERATOR)
-
-
-def _not_yet(message: str, advice: str) -> Refusal:
-    return Refusal(grpc.StatusCode.FAILED_PRECONDITION, "NOT_YET_SUPPORTED", f"{message} by this version.", advice)

@@ -9,10 +9,12 @@ from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.tasks import (
     CheckpointCommitted,
     Event,
+    RolledBack,
     State,
     Task,
     TaskCancelled,
     TaskCreated,
+    TaskEdited,
     TaskPaused,
     TaskResumed,
 )
@@ -80,7 +82,7 @@ def task_message(task: Task, version: int, attempt: Round | None, reports: int |
         reports: Reports acknowledged in it, where memory knows more than the journal.
     """
     return admin_pb2.Task(
-        spec=TaskSpec.FromString(task.created.spec),
+        spec=TaskSpec.FromString(task.spec),
         state=_STATES[task.state],
         reason=task.reason,
         round=None if attempt is None else round_message(attempt, reports),
@@ -99,7 +101,7 @@ def checkpoint_messages(task: Task, entries: list[Entry[Event]]) -> list[admin_p
             round=0,
             blob=reference_to(task.created.checkpoint),
             committed_unix_milliseconds=task.created_at,
-            live=task.committed == 0,
+            live=task.live_round == 0,
         )
     ]
     for entry in entries:
@@ -110,7 +112,7 @@ def checkpoint_messages(task: Task, entries: list[Entry[Event]]) -> list[admin_p
                     blob=reference_to(event.checkpoint),
                     optimizer_state=reference_to(event.optimizer_state),
                     committed_unix_milliseconds=entry.at,
-                    live=event.number == task.committed,
+                    live=event.number == task.live_round,
                 )
             )
     return checkpoints[::-1]
@@ -123,6 +125,10 @@ def audit_messages(name: str, entries: list[Entry[Event]]) -> list[admin_pb2.Aud
         match entry.event:
             case TaskCreated(operator=operator):
                 action, reason = "CreateTask", ""
+            case TaskEdited(operator=operator):
+                action, reason = "EditTask", ""
+            case RolledBack(number=number, reason=why, operator=operator):
+                action, reason = "RollBack", f"to round {number}" + (f": {why}" if why else "")
             case TaskPaused(reason=reason, operator=operator) if operator:
                 action = "PauseTask"
             case TaskResumed(operator=operator):

@@ -77,7 +77,8 @@ class Runner:
         self.endings = Endings()
         self.spec = TaskSpec()
         self.terms = terms_of(self.spec)
-        self._prepared: Prepared | None = None
+        self._adopted = b""
+        self._prepared: dict[bytes, Prepared] = {}
         self._seen = Seen()
         self._drawing = Drawing(name, around, self.waiting, self.book.now)
         self._groups_expire_at = 0
@@ -86,11 +87,13 @@ class Runner:
         self._job: asyncio.Task[None] | None = None
         self._log = logger_of(__name__, task=name)
 
-    @property
-    def prepared(self) -> Prepared:
-        """What the plan gives; only while `is_ready`."""
-        assert self._prepared is not None  # noqa: S101 - read before any round of the task is driven
-        return self._prepared
+    def prepared_for(self, attempt: Round | None = None) -> Prepared:
+        """Returns what the plan gives an attempt, which goes by the specification that it opened with.
+
+        Args:
+            attempt: The attempt, of the round that runs or ran last; None: the next one. Only while `is_ready`.
+        """
+        return self._prepared[self._adopted if attempt is None else attempt.opened.spec]
 
     @property
     def seen(self) -> Seen:
@@ -142,13 +145,19 @@ class Runner:
 
     async def _take_up(self) -> None:
         await self.book.read()
-        task = self.book.task
-        self.spec = TaskSpec.FromString(task.created.spec)
-        self.terms = terms_of(self.spec)
-        if self._prepared is None:
-            self._prepared = await asyncio.to_thread(load_plan, self.spec, self.around.blobs)
+        await self._adopt_spec()
         self._seen, self._job = Seen(), None
-        self.around.measures.note_task(task, self.name)
+        self.around.measures.note_task(self.book.task, self.name)
+
+    async def _adopt_spec(self) -> None:
+        """Goes by what is asked for now; an attempt under way keeps what it opened with."""
+        asked, attempt = self.book.task.spec, self.book.attempt
+        needed = {asked} if attempt is None else {asked, attempt.opened.spec}
+        for spec in needed - self._prepared.keys():
+            self._prepared[spec] = await asyncio.to_thread(load_plan, TaskSpec.FromString(spec), self.around.blobs)
+        self._prepared = {spec: self._prepared[spec] for spec in needed}
+        self._adopted, self.spec = asked, TaskSpec.FromString(asked)
+        self.terms = terms_of(self.spec)
 
     async def _renew(self) -> None:
         while True:
@@ -194,6 +203,9 @@ class Runner:
         if task.has_ended:
             await self._abandon(attempt, f"the task was {task.state}: {task.reason}", now)
             return True
+        if attempt.opened.checkpoint != task.checkpoint:
+            await self._abandon(attempt, f"the task was rolled back to the checkpoint of round {task.live_round}", now)
+            return True
         if is_held(task, attempt):
             return False
         match rounds.due(attempt, self.seen, now):
@@ -211,6 +223,8 @@ class Runner:
         return True
 
     async def _advance_between(self, now: int) -> bool:
+        if self.book.task.spec != self._adopted:
+            await self._adopt_spec()
         task = self.book.task
         if has_reached_its_end(task, self.spec, now):
             await self.book.record_task(tasks.TaskCompleted("its end has come"))
@@ -224,7 +238,7 @@ class Runner:
             terms=self.terms,
             checkpoint=task.checkpoint,
             optimizer_state=task.optimizer_state,
-            spec=task.created.spec,
+            spec=self._adopted,
         )
         await self._record(task.number, opened)
         return True
@@ -244,7 +258,7 @@ class Runner:
         if now + needed > self._groups_expire_at:
             await self._abandon(attempt, "its groups would expire before they are merged", now)
             return
-        request = open_request(attempt, self.spec, self.prepared, self._groups_expire_at)
+        request = self._open_request(attempt, self._groups_expire_at)
         try:
             opened = await self.around.sums.open(request)
         except SumsAway as away:
@@ -299,7 +313,7 @@ class Runner:
                 pass  # whoever drew the cohort holds the devices' calls
 
     def _begin_window(self, now: int) -> None:
-        self._seen = replace(self._seen, window_ends=now + self.spec.rounds.selection_milliseconds)
+        self._seen = replace(self._seen, window_ends=now + self.terms.selection_milliseconds)
         self._woken.set()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -319,9 +333,10 @@ class Runner:
 
     def _opened(self, attempt: Round) -> tuple[OpenRequest, tuple[bytes, ...]]:
         assert attempt.assigned is not None  # noqa: S101 - groups are opened with the cohort
-        spec = TaskSpec.FromString(attempt.opened.spec)
-        request = open_request(attempt, spec, self.prepared, attempt.assigned.groups_expire_at)
-        return request, attempt.assigned.groups
+        return self._open_request(attempt, attempt.assigned.groups_expire_at), attempt.assigned.groups
+
+    def _open_request(self, attempt: Round, expire_at: int) -> OpenRequest:
+        return open_request(attempt, TaskSpec.FromString(attempt.opened.spec), self.prepared_for(attempt), expire_at)
 
     async def _watch(self, attempt: Round) -> None:
         try:
@@ -353,6 +368,8 @@ class Runner:
         except SumsRefused as refused:
             await self._abandon(attempt, f"no checkpoint could be made: {refused}", self.book.now())
             return
+        if attempt.opened.checkpoint != self.book.task.checkpoint:
+            return  # rolled back meanwhile: the attempt is given up
         event = committed_of(merged)
         told = CheckpointCommitted(
             attempt.number,

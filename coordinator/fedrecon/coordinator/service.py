@@ -89,7 +89,7 @@ class CoordinatorService(CoordinatorServicer):
                 0,
             )
         minimum_examples = min(runner.spec.work.minimum_examples for runner in running)
-        misfits = [misfit_of(request, runner.spec, runner.prepared.manifest.format) for runner in running]
+        misfits = [misfit_of(request, runner.spec, runner.prepared_for().manifest.format) for runner in running]
         fitting = [runner for runner, misfit in zip(running, misfits, strict=True) if misfit is None]
         if not fitting:
             misfit = next(each for each in misfits if isinstance(each, Misfit))
@@ -167,7 +167,12 @@ class CoordinatorService(CoordinatorServicer):
                 self._measures.note_check_in("assigned", runner.name)
                 around = runner.around
                 assignment = make_assignment(
-                    around.key, runner.prepared, attempt, slot, around.blobs_target, around.clock.now_milliseconds()
+                    around.key,
+                    runner.prepared_for(attempt),
+                    attempt,
+                    slot,
+                    around.blobs_target,
+                    around.clock.now_milliseconds(),
                 )
                 return CheckInResponse(
                     assignment=assignment, retry_windows=_on_wire(windows), minimum_examples=minimum_examples

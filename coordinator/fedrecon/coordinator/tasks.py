@@ -5,7 +5,8 @@ checkpoint, and how often in a row attempts were abandoned all follow from the e
 within a round lies in the round's own stream.
 
 Rules: `step` raises `IllegalEvent` before anything changes. A commit writes `CheckpointCommitted` here and `Committed`
-in the round's stream in one append, so that neither is ever without the other.
+in the round's stream in one append, so that neither is ever without the other. Numbers of rounds only grow: after a
+roll-back the next round has the next number, and starts from the older checkpoint and its optimizer state.
 """
 
 from __future__ import annotations
@@ -132,15 +133,63 @@ class AttemptAbandoned:
     retry_at: int
 
 
-Event = TaskCreated | TaskPaused | TaskResumed | TaskCancelled | TaskCompleted | CheckpointCommitted | AttemptAbandoned
+@dataclass(frozen=True, slots=True)
+class TaskEdited:
+    """An operator changed what was asked for; rounds that open from now on go by it.
+
+    Attributes:
+        spec: The whole new `TaskSpec`, serialised.
+        maximum_rounds: As of `TaskCreated`.
+        maximum_attempts: Likewise.
+        operator: Who.
+    """
+
+    spec: bytes
+    maximum_rounds: int
+    maximum_attempts: int
+    operator: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """An operator made an older checkpoint the live one.
+
+    Attributes:
+        number: The round that made it; 0: the plan's initial one.
+        checkpoint: The checkpoint.
+        optimizer_state: The optimizer's state that belongs to it.
+        reason: Why.
+        operator: Who.
+    """
+
+    number: int
+    checkpoint: Blob
+    optimizer_state: Blob | None
+    reason: str
+    operator: str
+
+
+Event = (
+    TaskCreated
+    | TaskEdited
+    | TaskPaused
+    | TaskResumed
+    | TaskCancelled
+    | TaskCompleted
+    | CheckpointCommitted
+    | AttemptAbandoned
+    | RolledBack
+)
 EVENT_TYPES = (
     TaskCreated,
+    TaskEdited,
     TaskPaused,
     TaskResumed,
     TaskCancelled,
     TaskCompleted,
     CheckpointCommitted,
     AttemptAbandoned,
+    RolledBack,
 )
 
 
@@ -152,7 +201,11 @@ class Task:
         created: How it began.
         created_at: When.
         state: What it does.
+        spec: What is asked for now: a `TaskSpec`, serialised.
+        maximum_rounds: Rounds after which it is complete; 0: no limit.
+        maximum_attempts: Abandoned attempts in a row after which it pauses itself; 0: no limit.
         checkpoint: The live checkpoint.
+        live_round: The round that made it; 0: it is the plan's initial one.
         optimizer_state: State of the server optimizer that belongs to it.
         committed: Rounds committed.
         abandoned: Attempts abandoned, over all rounds.
@@ -167,7 +220,11 @@ class Task:
     created: TaskCreated
     created_at: int
     state: State
+    spec: bytes
+    maximum_rounds: int
+    maximum_attempts: int
     checkpoint: Blob
+    live_round: int = 0
     optimizer_state: Blob | None = None
     committed: int = 0
     abandoned: int = 0
@@ -189,7 +246,7 @@ class Task:
         return self.state in {State.COMPLETED, State.CANCELLED}
 
 
-def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: PLR0911 - one return for each event
+def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0911 - one return for each event
     """Applies an event.
 
     Args:
@@ -203,10 +260,16 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: PLR0911 - 
     if isinstance(event, TaskCreated):
         if task is not None:
             raise IllegalEvent("the task exists already")
-        return Task(event, now, State.RUNNING, event.checkpoint)
+        limits = event.maximum_rounds, event.maximum_attempts
+        return Task(event, now, State.RUNNING, event.spec, *limits, event.checkpoint)
     if task is None:
         raise IllegalEvent(f"{type(event).__name__} before the task was created")
     match event:
+        case TaskEdited():
+            _require_open(task, event)
+            return replace(
+                task, spec=event.spec, maximum_rounds=event.maximum_rounds, maximum_attempts=event.maximum_attempts
+            )
         case TaskPaused():
             _require(task, State.RUNNING, event)
             return replace(task, state=State.PAUSED, reason=event.reason)
@@ -224,6 +287,7 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: PLR0911 - 
             return replace(
                 task,
                 checkpoint=event.checkpoint,
+                live_round=event.number,
                 optimizer_state=event.optimizer_state,
                 committed=event.number,
                 attempt=1,
@@ -240,6 +304,12 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: PLR0911 - 
                 abandoned_in_a_row=task.abandoned_in_a_row + 1,
                 retry_at=event.retry_at,
             )
+        case RolledBack():
+            if event.number > task.committed:
+                raise IllegalEvent(f"round {event.number} has made no checkpoint: {task.committed} are committed")
+            return replace(
+                task, checkpoint=event.checkpoint, live_round=event.number, optimizer_state=event.optimizer_state
+            )
 
 
 def consequences(before: Task, event: CheckpointCommitted | AttemptAbandoned, now: int) -> tuple[Event, ...]:
@@ -254,12 +324,11 @@ def consequences(before: Task, event: CheckpointCommitted | AttemptAbandoned, no
         IllegalEvent: As `step`.
     """
     after = step(before, event, now)
-    created = after.created
     if after.has_ended:
         return (event,)
-    if isinstance(event, CheckpointCommitted) and 0 < created.maximum_rounds <= after.committed:
-        return (event, TaskCompleted(f"all of its {created.maximum_rounds} rounds are committed"))
-    tired = 0 < created.maximum_attempts <= after.abandoned_in_a_row
+    if isinstance(event, CheckpointCommitted) and 0 < after.maximum_rounds <= after.committed:
+        return (event, TaskCompleted(f"all of its {after.maximum_rounds} rounds are committed"))
+    tired = 0 < after.maximum_attempts <= after.abandoned_in_a_row
     if isinstance(event, AttemptAbandoned) and tired and after.state is State.RUNNING:
         times = f"{after.abandoned_in_a_row} attempts in a row were abandoned"
         return (event, TaskPaused(f"{times}, the last one because {event.reason}"))

@@ -1,10 +1,12 @@
-"""`fedrecon task`: create, list, show, pause, resume and cancel tasks."""
+"""`fedrecon task`: create, list, show, edit, pause, resume and cancel tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
@@ -14,7 +16,7 @@ from fedrecon.ops.admin_client import CALL_SECONDS, open_admin, put_blob
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.plan_folders import blob_file, manifest_file, signature_file
 from fedrecon.ops.printing import as_dict, print_json
-from fedrecon.ops.task_specs import build_spec
+from fedrecon.ops.task_specs import build_spec, edit_spec
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.common_pb2 import BlobReference
@@ -23,6 +25,9 @@ from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, blobs_of, read_manifest, read_signature
 
 task = typer.Typer(help="Create and steer tasks.", no_args_is_help=True)
+
+EDIT_TRIES = 5
+"""A task changes with every commit, and an edit starts from what it says now."""
 
 Server = Annotated[str | None, typer.Option("--server", help="coordinator, host:port; default: the stack here")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -80,6 +85,19 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
     return stub.CreateTask(admin.CreateTaskRequest(spec=asked), timeout=CALL_SECONDS).task
 
 
+def _edit(stub: AdminStub, name: str, file: Path | None, assignments: Sequence[str]) -> admin.Task:
+    """Read a task and change what it says now: again, where a round was committed in between."""
+    for tries_left in reversed(range(EDIT_TRIES)):
+        now = stub.GetTask(admin.GetTaskRequest(task=name), timeout=CALL_SECONDS).task
+        request = admin.EditTaskRequest(spec=edit_spec(now.spec, file, assignments), version=now.version)
+        try:
+            return stub.EditTask(request, timeout=CALL_SECONDS).task
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.ABORTED or not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
 def _read_part(plan: Path, part: BlobReference) -> bytes:
     path = blob_file(plan, part.digest)
     try:
@@ -122,6 +140,19 @@ def show(name: Name, server: Server = None, as_json: AsJson = False) -> None:
     """Show a task as it stands."""
     with open_admin(server) as stub:
         _show(stub.GetTask(admin.GetTaskRequest(task=name), timeout=CALL_SECONDS).task, as_json=as_json)
+
+
+@task.command()
+def edit(
+    name: Name,
+    spec: Annotated[Path | None, typer.Option("--spec", help="TOML file with what changes")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="one value, rounds.report_goal=20")] = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a task is asked for, from its next round on."""
+    with open_admin(server) as stub:
+        _show(_edit(stub, name, spec, assignments or []), as_json=as_json)
 
 
 @task.command()

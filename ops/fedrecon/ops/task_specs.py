@@ -75,8 +75,34 @@ def build_spec(name: str, file: Path | None, assignments: Sequence[str]) -> Task
         if not isinstance(tree[part], Mapping):
             raise UserMistake(f"{part} is {tree[part]!r}, but it has values of its own.", f"Write them as {_EXAMPLE}.")
     _fill(tree)
+    return _as_message(tree)
+
+
+def edit_spec(spec: TaskSpec, file: Path | None, assignments: Sequence[str]) -> TaskSpec:
+    """Return a task's specification with changes.
+
+    Args:
+        spec: The one in force.
+        file: TOML file with what changes, or None.
+        assignments: Single values, as for `build_spec`.
+
+    Raises:
+        UserMistake: As `build_spec`, or nothing changes.
+    """
+    tree = json_format.MessageToDict(spec, preserving_proto_field_name=True)
+    changes: dict[str, Any] = {} if file is None else _read(file)
+    for assignment in assignments:
+        changes = _merged(changes, _parse(assignment))
+    edited = _as_message(_merged(tree, changes))
+    if edited == spec:
+        raise UserMistake("Nothing changes.", f"State what does: --set {_EXAMPLE}, or a file.")
+    return edited
+
+
+def _as_message(tree: dict[str, Any]) -> TaskSpec:
     for (part, field), prefix in _ENUM_PREFIXES.items():
-        value = tree[part].get(field)
+        inner = tree.get(part)
+        value = inner.get(field) if isinstance(inner, Mapping) else None
         if isinstance(value, str):
             tree[part][field] = prefix + value.upper().removeprefix(prefix)
     try:
