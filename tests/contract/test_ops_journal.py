@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedrecon.ops.clock import SystemClock
+from fedrecon.ops.clock import ManualClock, SystemClock
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.journal import (
     TAIL_LIMIT,
@@ -365,3 +365,13 @@ async def test_a_closed_journal_says_so(journal: Journal, task: str) -> None:
             await journal.append(task, [Append("round", 0, events("a"))])
         with pytest.raises(JournalUnavailable):
             await journal.ping()
+
+
+async def test_keys_that_have_passed_are_not_kept_in_memory() -> None:
+    clock = ManualClock(1_000)
+    journal = MemoryJournal(clock)
+    for number in range(20_000):
+        assert await journal.remember("task", f"nonce/{number}", clock.now_milliseconds() + 10)
+        await clock.advance(1)
+    assert len(journal._tasks["task"].remembered) < 3_000
+    assert not await journal.remember("task", "nonce/19999", clock.now_milliseconds() + 10)

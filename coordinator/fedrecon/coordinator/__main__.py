@@ -43,6 +43,8 @@ async def start(service: Service[CoordinatorSettings]) -> None:
         measures=Measures(service.metrics),
         key=key,
         blobs_target=settings.blobs_target,
+        kept_rounds=settings.kept_rounds,
+        kept_checkpoints=settings.kept_checkpoints,
     )
     roster = Roster(around)
     idle_milliseconds = round(settings.idle_retry_seconds * 1000)

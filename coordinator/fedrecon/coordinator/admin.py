@@ -7,6 +7,7 @@ that stream. Asking twice for the same state is not an error. What cannot be don
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.tasks import State, TaskCancelled, TaskEdited, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.journal import Append, StaleWriter
+from fedrecon.ops.journal import Append, HistoryCompacted, StaleWriter
 from fedrecon.v1 import admin_pb2, task_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminServicer
 from fedrecon.v1.common_pb2 import BlobReference
@@ -154,7 +155,7 @@ class AdminService(AdminServicer):
         listed: list[admin_pb2.Round] = []
         while number >= 1 and len(listed) < limit:
             found = await ledger.load_round(self._around.journal, request.task, number)
-            listed += [round_message(attempt) for attempt in reversed(found.attempts)]
+            listed += reversed(_messages_of(found))
             number -= 1
         return admin_pb2.ListRoundsResponse(rounds=listed[:limit])
 
@@ -165,6 +166,8 @@ class AdminService(AdminServicer):
         del context
         await self._known(request.task)
         found = await ledger.load_round(self._around.journal, request.task, request.round)
+        if found.summary is not None:
+            return admin_pb2.ExplainRoundResponse(attempts=found.summary.messages, story=found.summary.story)
         if not found.attempts:
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND,
@@ -174,7 +177,7 @@ class AdminService(AdminServicer):
             )
         entries = await ledger.load_round_entries(self._around.journal, request.task, request.round)
         return admin_pb2.ExplainRoundResponse(
-            attempts=[round_message(attempt) for attempt in found.attempts],
+            attempts=_messages_of(found),
             story=stories.tell_all((entry.at, entry.event) for entry in entries),
         )
 
@@ -310,11 +313,18 @@ class AdminService(AdminServicer):
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
-                each.result()  # an outage ends the stream with its refusal
+                with contextlib.suppress(HistoryCompacted):  # there was a change, and it was condensed already
+                    each.result()  # an outage ends the stream with its refusal
         finally:
             for each in waits:
                 each.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+
+def _messages_of(found: RoundAt) -> list[admin_pb2.Round]:
+    if found.summary is not None:
+        return found.summary.messages
+    return [round_message(attempt) for attempt in found.attempts]
 
 
 def _operator_of(context: Any) -> str:

@@ -16,7 +16,7 @@ from fedrecon.coordinator.ledger import Applied, RoundAt, TaskAt
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.tasks import Task
 from fedrecon.ops.clock import Clock
-from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
+from fedrecon.ops.journal import Append, HistoryCompacted, Journal, JournalUnavailable, Lease
 
 LEASE_NAME = "runner"
 LEASE_MILLISECONDS = 5_000
@@ -51,6 +51,11 @@ class Book:
         """The task as it stands; only after `read`."""
         assert self._task.task is not None  # noqa: S101 - a task is registered after it was created
         return self._task.task
+
+    @property
+    def version(self) -> int:
+        """Version of the task's stream."""
+        return self._task.version
 
     @property
     def attempt(self) -> Round | None:
@@ -100,7 +105,13 @@ class Book:
 
     async def follow_task(self, wait_milliseconds: int) -> None:
         """Takes in what others write to the task's stream, waiting for it."""
-        recorded = await self._journal.tail(self.name, TASK_STREAM, self._task.version, wait_milliseconds)
+        try:
+            recorded = await self._journal.tail(self.name, TASK_STREAM, self._task.version, wait_milliseconds)
+        except HistoryCompacted:  # what was written since it asked was condensed already
+            loaded = await ledger.load_task(self._journal, self.name)
+            async with self._writing:
+                self._task = max(self._task, loaded, key=lambda at: at.version)
+            return
         async with self._writing:
             self._task = ledger.fold_task(self._task, recorded)
 

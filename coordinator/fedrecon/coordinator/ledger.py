@@ -1,7 +1,8 @@
 """Streams of the journal as state: tasks, and the attempts of their rounds.
 
 Rules: reading is replay, whoever reads; the runner that holds a task's lease is the only writer of its rounds. A round
-that is not the newest is read from the journal when somebody asks for it.
+that is not the newest is read from the journal when somebody asks for it. Of what is over for long a snapshot or a
+summary is there in place of events (`condensing`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedrecon.coordinator import round_events, rounds, tasks
+from fedrecon.coordinator.condensing import RoundSummary, read_snapshot, read_summary
 from fedrecon.coordinator.entries import (
     REGISTRY_STREAM,
     REGISTRY_TASK,
@@ -24,7 +26,7 @@ from fedrecon.coordinator.round_events import IllegalEvent
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.rounds import Effect
 from fedrecon.coordinator.tasks import Task
-from fedrecon.ops.journal import Journal, Recorded
+from fedrecon.ops.journal import History, Journal, Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,14 @@ class RoundAt:
     """A round at a version of its stream.
 
     Attributes:
-        attempts: Its attempts, in order.
+        attempts: Its attempts, in order; none where only a summary is left.
         version: Version of the stream.
+        summary: What is left of a round that is over for long.
     """
 
     attempts: tuple[Round, ...] = ()
     version: int = 0
+    summary: RoundSummary | None = None
 
     @property
     def last(self) -> Round | None:
@@ -111,38 +115,60 @@ def fold_task(before: TaskAt, recorded: Iterable[Recorded]) -> TaskAt:
 
 
 def fold_round(before: RoundAt, recorded: Iterable[Recorded]) -> RoundAt:
-    """Applies further entries of a round's stream; those it has seen already are left out."""
+    """Applies further entries of a round's stream; those it has seen already are left out.
+
+    Nothing can follow on a summary but ends of sessions, which nobody asks for any more.
+    """
     attempts, version = before.attempts, before.version
     for each in recorded:
         if each.version <= version:
             continue
-        entry = round_entries.decode(each.event)
-        attempts, version = apply(attempts, entry.event, entry.at).attempts, each.version
-    return RoundAt(attempts, version)
+        if before.summary is None:
+            entry = round_entries.decode(each.event)
+            attempts = apply(attempts, entry.event, entry.at).attempts
+        version = each.version
+    return RoundAt(attempts, version, before.summary)
+
+
+def task_of(history: History) -> TaskAt:
+    """Returns the task that a stream holds."""
+    task = None if history.snapshot is None else read_snapshot(history.snapshot).task
+    return fold_task(TaskAt(task, history.snapshot_version), history.events)
+
+
+def task_records_of(history: History) -> tuple[bytes, ...]:
+    """Returns the entries of a task's stream that are left, as they were written."""
+    before = () if history.snapshot is None else read_snapshot(history.snapshot).entries
+    return (*before, *(each.event for each in history.events))
+
+
+def round_of(history: History) -> RoundAt:
+    """Returns the round that a stream holds."""
+    summary = None if history.snapshot is None else read_summary(history.snapshot)
+    return fold_round(RoundAt((), history.snapshot_version, summary), history.events)
 
 
 async def load_task(journal: Journal, name: str) -> TaskAt:
     """Reads a task."""
-    history = await journal.load(name, TASK_STREAM)
-    return fold_task(TaskAt(None, 0), history.events)
+    return task_of(await journal.load(name, TASK_STREAM))
 
 
 async def load_task_entries(journal: Journal, name: str) -> list[Entry[tasks.Event]]:
-    """Reads what happened to a task, in order."""
-    history = await journal.load(name, TASK_STREAM)
-    return [task_entries.decode(each.event) for each in history.events]
+    """Reads what happened to a task, in order: all that operators changed, and at least the newest commits."""
+    return [task_entries.decode(each) for each in task_records_of(await journal.load(name, TASK_STREAM))]
 
 
 async def load_round_entries(journal: Journal, name: str, number: int) -> list[Entry[round_events.Event]]:
-    """Reads what happened in a round, in order."""
+    """Reads what happened in a round, in order; nothing where only a summary is left."""
     history = await journal.load(name, round_stream(number))
+    if history.snapshot is not None:
+        return []
     return [round_entries.decode(each.event) for each in history.events]
 
 
 async def load_round(journal: Journal, name: str, number: int) -> RoundAt:
-    """Reads a round; without attempts if there is no such round."""
-    history = await journal.load(name, round_stream(number))
-    return fold_round(RoundAt(), history.events)
+    """Reads a round; without attempts and summary if there is no such round."""
+    return round_of(await journal.load(name, round_stream(number)))
 
 
 async def load_names(journal: Journal) -> list[str]:

@@ -25,6 +25,7 @@ from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
 from fedrecon.coordinator.drawing import Drawing
 from fedrecon.coordinator.endings import Endings
 from fedrecon.coordinator.plans import load_plan
+from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
 from fedrecon.coordinator.round_events import IllegalEvent, Opened, Slot
 from fedrecon.coordinator.round_state import Round, Seen
 from fedrecon.coordinator.specs import Prepared, terms_of
@@ -80,6 +81,7 @@ class Runner:
         self._adopted = b""
         self._prepared: dict[bytes, Prepared] = {}
         self._seen = Seen()
+        self._retention = Retention(name, around.journal, around.kept_rounds, around.kept_checkpoints)
         self._drawing = Drawing(name, around, self.waiting, self.book.now)
         self._groups_expire_at = 0
         self._woken = asyncio.Event()
@@ -131,13 +133,14 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                for work in (self._renew(), self._follow_task(), self._keep_endings()):
+                for work in (self._renew(), self._follow_task(), self._keep_endings(), self._keep_tidy()):
                     self._begin(work)
                 if (attempt := self.book.attempt) is not None:
                     for effect in rounds.resume(attempt):
                         self._perform(attempt, effect)
                 self.is_ready.set()
                 await self._drive()
+                await self._tidy()
                 for each in self._beside:
                     each.cancel()
         finally:
@@ -173,11 +176,22 @@ class Runner:
 
     async def _keep_endings(self) -> None:
         async for number, attempt, finishes in self.endings.batches():
-            known = (await self.book.round_at(number)).attempts[attempt - 1]
+            attempts = (await self.book.round_at(number)).attempts
+            if not attempts:
+                continue  # it was condensed since its device asked
+            known = attempts[attempt - 1]
             fresh = {each.session: each for each in reversed(finishes) if each.session not in known.finishes}
             if fresh:
                 await self._record(number, round_events.SessionsFinished(attempt, tuple(fresh.values())))
                 self.around.measures.note_finishes(fresh.values())
+
+    async def _keep_tidy(self) -> None:
+        while True:
+            await self._tidy()
+            await self._pause(TIDY_MILLISECONDS)
+
+    async def _tidy(self) -> None:
+        await self._retention.tidy(self.book.task, self.book.version, self.book.now())
 
     # -- what the moment calls for -----------------------------------------------------------------------------------
 

@@ -16,3 +16,9 @@ class CoordinatorSettings(Settings):
     idle_retry_seconds: float = Field(
         60.0, gt=0, le=86_400, description="after which a device returns that found no task; at most twice as long"
     )
+    kept_rounds: int = Field(
+        100, ge=1, description="newest rounds of a task whose every event is kept; older ones are kept as summaries"
+    )
+    kept_checkpoints: int = Field(
+        20, ge=1, description="newest commits of a task that can be rolled back to: their blobs are kept"
+    )

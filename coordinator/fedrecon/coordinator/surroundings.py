@@ -23,6 +23,8 @@ class Surroundings:
         measures: What is counted.
         key: Of round tokens, marks and tickets.
         blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
+        kept_rounds: Newest rounds of a task whose every event stays in the journal.
+        kept_checkpoints: Newest commits of a task that can be rolled back to.
     """
 
     journal: Journal
@@ -32,3 +34,5 @@ class Surroundings:
     measures: Measures
     key: bytes
     blobs_target: str = ""
+    kept_rounds: int = 100
+    kept_checkpoints: int = 20

@@ -24,6 +24,9 @@ from fedrecon.ops.journal import (
     checked_version,
 )
 
+_LEAST_PURGED = 1024
+"""Remembered keys below which none is looked for that has passed."""
+
 
 @dataclass(slots=True)
 class _Stream:
@@ -51,6 +54,13 @@ class _Task:
     token: int = 0
     leases: dict[str, Lease] = field(default_factory=dict)
     remembered: dict[str, int] = field(default_factory=dict)
+    purge_at: int = _LEAST_PURGED
+
+    def forget_passed(self, now: int) -> None:
+        """Drop remembered keys whose instant has passed, once they may be half of all: each costs little that way."""
+        if len(self.remembered) >= self.purge_at:
+            self.remembered = {key: until for key, until in self.remembered.items() if until > now}
+            self.purge_at = max(_LEAST_PURGED, 2 * len(self.remembered))
 
 
 class MemoryJournal:
@@ -144,10 +154,11 @@ class MemoryJournal:
 
     async def remember(self, task: str, key: str, until_milliseconds: int) -> bool:
         """Note a key until an instant. See `Journal.remember`."""
-        remembered, now = self._owner(task).remembered, self._clock.now_milliseconds()
-        if remembered.get(checked_name(key), now) > now:
+        owner, now = self._owner(task), self._clock.now_milliseconds()
+        if owner.remembered.get(checked_name(key), now) > now:
             return False
-        remembered[key] = until_milliseconds
+        owner.remembered[key] = until_milliseconds
+        owner.forget_passed(now)
         return True
 
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:

@@ -7,6 +7,10 @@ if through > version then
 end
 if through > snapshot_version then
   redis.call('HSET', KEYS[1], 'snapshot', ARGV[2], 'snapshot_version', through)
-  redis.call('XTRIM', KEYS[2], 'MINID', '=', string.format('%d-0', through + 1))
+  if through == version then
+    redis.call('DEL', KEYS[2])  -- an empty stream still takes room; the next append makes it anew
+  else
+    redis.call('XTRIM', KEYS[2], 'MINID', '=', string.format('%d-0', through + 1))
+  end
 end
 return {'applied'}
