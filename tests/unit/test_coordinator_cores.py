@@ -172,7 +172,7 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
         ),
         (lambda spec: setattr(spec.privacy, "noise_multiplier", 1.0), "NOT_YET_SUPPORTED", "privacy"),
         (lambda spec: setattr(spec.evaluation, "every_rounds", 5), "NOT_YET_SUPPORTED", "evaluation"),
-        (lambda spec: setattr(spec.rounds, "maximum_over_selection", 2.0), "NOT_YET_SUPPORTED", "drop-out"),
+        (lambda spec: setattr(spec.rounds, "maximum_over_selection", 1.1), "INVALID_SPEC", "maximum_over_selection"),
     ],
 )
 def test_a_specification_that_cannot_run_is_refused_by_name(

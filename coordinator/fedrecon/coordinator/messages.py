@@ -51,6 +51,8 @@ def round_message(attempt: Round, reports: int | None = None) -> admin_pb2.Round
         assigned=len(attempt.slots),
         reported=_reported(attempt) if reports is None else reports,
         report_goal=attempt.terms.report_goal,
+        cohort_size=attempt.terms.cohort_size,
+        report_share=attempt.opened.report_share,
         opened_unix_milliseconds=attempt.opened_at,
         ended_unix_milliseconds=attempt.ended_at,
     )

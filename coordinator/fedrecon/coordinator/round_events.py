@@ -131,6 +131,8 @@ class Opened:
         checkpoint: What updates start from.
         optimizer_state: State of the server optimizer that belongs to it; None before the first commit.
         spec: The task's `TaskSpec` as it was then, serialised.
+        report_share: Share of assigned devices that are expected to report, learned from earlier attempts; 0: nothing
+            is known.
     """
 
     task: str
@@ -140,6 +142,7 @@ class Opened:
     checkpoint: Blob
     optimizer_state: Blob | None
     spec: bytes
+    report_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

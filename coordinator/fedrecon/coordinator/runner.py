@@ -24,6 +24,7 @@ from fedrecon.coordinator.assignments import mark_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
 from fedrecon.coordinator.drawing import Drawing
 from fedrecon.coordinator.endings import Endings
+from fedrecon.coordinator.over_selection import learned_share
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
 from fedrecon.coordinator.round_events import IllegalEvent, Opened, Slot
@@ -160,7 +161,7 @@ class Runner:
             self._prepared[spec] = await asyncio.to_thread(load_plan, TaskSpec.FromString(spec), self.around.blobs)
         self._prepared = {spec: self._prepared[spec] for spec in needed}
         self._adopted, self.spec = asked, TaskSpec.FromString(asked)
-        self.terms = terms_of(self.spec)
+        self.terms = terms_of(self.spec) if attempt is None else attempt.terms
 
     async def _renew(self) -> None:
         while True:
@@ -245,6 +246,11 @@ class Runner:
             return True
         if not may_open(task, self.spec, now):
             return False
+        last = self.book.attempt
+        if last is None and task.committed:
+            last = (await self.book.round_at(task.committed)).last
+        share = 0.0 if last is None else learned_share(last)
+        self.terms = terms_of(self.spec, share)
         opened = Opened(
             task=self.name,
             number=task.number,
@@ -253,6 +259,7 @@ class Runner:
             checkpoint=task.checkpoint,
             optimizer_state=task.optimizer_state,
             spec=self._adopted,
+            report_share=share,
         )
         await self._record(task.number, opened)
         return True

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from fedrecon.coordinator.over_selection import cohort_size_for
 from fedrecon.coordinator.round_events import Terms, cohort_size_of
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
@@ -79,12 +80,19 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
-def terms_of(spec: TaskSpec) -> Terms:
-    """Returns the numbers that attempts of a checked specification go by."""
+def terms_of(spec: TaskSpec, report_share: float = 0.0) -> Terms:
+    """Returns the numbers that attempts of a checked specification go by.
+
+    Args:
+        spec: What was asked for.
+        report_share: Share of assigned devices that are expected to report; 0: nothing is known.
+    """
     rounds = spec.rounds
     return Terms(
         report_goal=rounds.report_goal,
-        cohort_size=cohort_size_of(rounds.report_goal, rounds.over_selection),
+        cohort_size=cohort_size_for(
+            rounds.report_goal, rounds.over_selection, rounds.maximum_over_selection, report_share
+        ),
         minimum_cohort=rounds.minimum_cohort or rounds.minimum_reports,
         minimum_reports=rounds.minimum_reports,
         selection_milliseconds=rounds.selection_milliseconds,
@@ -205,9 +213,17 @@ def _round_problems(spec: TaskSpec) -> Iterator[str]:
     if not 1 <= rounds.over_selection <= _LARGEST_OVER_SELECTION:
         yield f"rounds.over_selection {rounds.over_selection}: 1 to {_LARGEST_OVER_SELECTION:g} is allowed"
         return
+    learned = rounds.maximum_over_selection
+    if learned and not rounds.over_selection <= learned <= _LARGEST_OVER_SELECTION:
+        yield (
+            f"rounds.maximum_over_selection {learned}: over_selection ({rounds.over_selection:g}) to "
+            f"{_LARGEST_OVER_SELECTION:g} is allowed, or 0 not to learn"
+        )
+        return
     terms = terms_of(spec)
-    if terms.cohort_size > LARGEST_COHORT:
-        yield f"rounds: a cohort of {terms.cohort_size} devices is larger than {LARGEST_COHORT}"
+    largest = cohort_size_of(rounds.report_goal, learned or rounds.over_selection)
+    if largest > LARGEST_COHORT:
+        yield f"rounds: a cohort of {largest} devices is larger than {LARGEST_COHORT}"
     if not 1 <= rounds.minimum_reports <= rounds.report_goal:
         yield f"rounds.minimum_reports {rounds.minimum_reports}: 1 to report_goal ({rounds.report_goal}) is allowed"
     elif not rounds.minimum_reports <= terms.minimum_cohort <= terms.cohort_size:
@@ -281,8 +297,6 @@ def _unsupported(spec: TaskSpec) -> Iterator[str]:
         yield "privacy: this version adds no noise and claims no guarantee; leave it out"
     if spec.evaluation.every_rounds or spec.evaluation.held_out_share:
         yield "evaluation: this version runs training rounds only; leave every_rounds and held_out_share at 0"
-    if spec.rounds.maximum_over_selection:
-        yield "rounds.maximum_over_selection: this version does not learn it from drop-out; leave it at 0"
 
 
 def _hyperparameter_problems(spec: TaskSpec, manifest: Manifest) -> Iterator[str]:

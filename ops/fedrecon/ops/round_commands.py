@@ -124,7 +124,7 @@ def row_of(shown: admin.Round) -> tuple[str, ...]:
     return (
         number,
         f"[{colour}]{phase}[/]" + (f" ({shown.reason})" if shown.reason else ""),
-        str(shown.assigned),
+        f"{shown.assigned}/{shown.cohort_size}",
         f"{shown.reported}/{shown.report_goal}",
         str(shown.dropped),
         f"{seconds:.1f}" if shown.ended_unix_milliseconds else "",
