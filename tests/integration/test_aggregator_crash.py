@@ -68,7 +68,8 @@ class FaultyJournal:
         async def really() -> None:
             await self._journal.append(task, appends, lease=lease)
 
-        of_kind = appends[0].stream.startswith("group/") and isinstance(CODEC.decode(appends[0].events[0]), self._kind)
+        of_group = appends[0].stream.startswith("group/") and appends[0].events  # without, only versions are checked
+        of_kind = of_group and isinstance(CODEC.decode(appends[0].events[0]), self._kind)
         if self.fault is None or not of_kind:
             await really()
         else:

@@ -28,6 +28,7 @@ class Attempt:
         summings: the groups at work, by index.
         joined: sessions that joined each group since this process started, or reported.
         version: grows with every change.
+        is_without_sums: whether its sums were removed, since nobody may merge them any more.
     """
 
     def __init__(self, config: Config) -> None:
@@ -35,6 +36,7 @@ class Attempt:
         self.summings: list[Summing] = []
         self.joined: list[set[bytes]] = []
         self.version = 0
+        self.is_without_sums = False
         self._change = asyncio.Event()
 
     @property

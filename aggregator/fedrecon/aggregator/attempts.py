@@ -4,13 +4,18 @@ Streams: the events of a group are stream `group/ROUND.ATTEMPT/INDEX` of its tas
 such streams are stream `sums` of the task `registry`, written before a task's first group, so that a start finds every
 group without asking a coordinator.
 
-Rules: the groups of an attempt are opened in one append; the same attempt again gets the same groups. Groups on another
-aggregator's disk are none of ours.
+Rules:
+- The groups of an attempt are opened in one append; the same attempt again gets the same groups.
+- Groups on another aggregator's disk are none of ours, until everybody has forgotten them (`leftovers`).
+- A coordinator has committed or abandoned an attempt when it expires, and round tokens end then: sums go at once,
+  streams some hours later.
+- An attempt that cannot be read is given up, so that the others go on: nobody can merge it, its coordinator is told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,12 +26,12 @@ import grpc
 from fedrecon.aggregator import groups
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.group_events import Config, Opened, Phase
-from fedrecon.aggregator.groups import Group
+from fedrecon.aggregator.groups import Group, IllegalEventError
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.snapshots import SnapshotLostError
 from fedrecon.aggregator.summing import CODEC, Storage, Summing
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.journal import Append, History, JournalError, StaleWriter
+from fedrecon.ops.journal import Append, History, Journal, JournalError, JournalUnavailable, StaleWriter
 from fedrecon.ops.journal.codec import Codec
 from fedrecon.ops.logs import logger_of
 from fedrecon.v1.common_pb2 import RoundKey
@@ -34,7 +39,7 @@ from fedrecon.wire.fixed_point import Vector
 
 REGISTRY_TASK = "registry"
 REGISTRY_STREAM = "sums"
-_PREFIX = "group/"
+STREAM_PREFIX = "group/"
 _GROUP_BYTES = 16
 
 _log = logger_of(__name__)
@@ -56,6 +61,9 @@ class TaskJoined:
 
     task: str
 
+
+_UNREADABLE = (JournalError, IllegalEventError, ValueError)
+"""What reading a stream raises that holds what this version does not understand, or that contradicts itself."""
 
 _REGISTRY_CODEC: Codec[TaskJoined] = Codec(TaskJoined)
 
@@ -103,6 +111,10 @@ class Attempts:
         key = (config.task, config.round, config.attempt)
         async with self._opening:
             attempt = self._attempts.get(key)
+            if attempt is not None and await self._is_forgotten(attempt):
+                _log.error("journal went back: groups are opened anew", task=key[0], round=key[1], attempt=key[2])
+                self._drop(key, attempt)
+                attempt = None
             if attempt is None:
                 attempt = await self._open(config, key)
         if replace(attempt.config, expires_milliseconds=0) != replace(config, expires_milliseconds=0):
@@ -122,16 +134,18 @@ class Attempts:
 
         Raises:
             JournalUnavailable: the journal does not answer.
-            JournalError: a stream holds what this version does not understand.
+            JournalError: the list of tasks cannot be read.
         """
-        recorded = await self._storage.journal.load(REGISTRY_TASK, REGISTRY_STREAM)
-        self._tasks = {_REGISTRY_CODEC.decode(one.event).task for one in recorded.events}
+        await self._read_registry()
         for task in sorted(self._tasks):
-            streams = defaultdict(list)
-            for stream in await self._storage.journal.streams(task, _PREFIX):
-                streams[stream.split("/")[1]].append(stream)
-            for names in streams.values():
-                await self._recover_attempt(task, sorted(names, key=_index_of))
+            for key, names in (await streams_of(self._storage.journal, task)).items():
+                try:
+                    await self._recover_attempt(task, names)
+                except JournalUnavailable:
+                    raise
+                except _UNREADABLE as error:
+                    where = {"task": task, "round": key[1], "attempt": key[2]}
+                    _log.error("attempt given up: its groups cannot be read", **where, why=str(error))
         live = [one for attempt in self._attempts.values() for one in attempt.summings]
         named = {one.group.snapshot for one in live if one.group.snapshot and one.group.phase is not Phase.ABORTED}
         removed = await asyncio.to_thread(self._storage.snapshots.delete_all_but, named)
@@ -147,6 +161,19 @@ class Attempts:
                 await self._tidy(key, attempt)
             except (JournalError, Refusal) as error:  # tried again the next time
                 _log.warning("attempt not tidied", task=key[0], round=key[1], attempt=key[2], why=type(error).__name__)
+
+    async def forgotten(self) -> dict[Key, tuple[str, ...]]:
+        """Returns the streams of all attempts in the journal that are not at work here."""
+        await self._read_registry()
+        found: dict[Key, tuple[str, ...]] = {}
+        for task in sorted(self._tasks):
+            found |= await streams_of(self._storage.journal, task)
+        return {key: names for key, names in found.items() if key not in self._attempts}
+
+    def takes_reports(self, key: Key) -> bool:
+        """Whether a group of an attempt still takes reports."""
+        attempt = self._attempts.get(key)
+        return attempt is not None and any(one.takes_reports for one in attempt.summings)
 
     async def stop(self) -> None:
         """Cancels what is under way, for the end of the process."""
@@ -175,7 +202,17 @@ class Attempts:
             )
         except StaleWriter:  # it was opened before, and only the answer was lost, or elsewhere
             streams = await self._storage.journal.streams(config.task, _stream_of(key, 0)[:-1])
-            found = await self._recover_attempt(config.task, sorted(streams, key=_index_of))
+            try:
+                found = await self._recover_attempt(config.task, sorted(streams, key=_index_of))
+            except JournalUnavailable:
+                raise
+            except _UNREADABLE as error:
+                raise Refusal(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "UNREADABLE_GROUPS",
+                    f"The groups of the attempt cannot be read: {error}.",
+                    "Open the next attempt; look for what writes to the journal, or for another version.",
+                ) from error
             if found is None:
                 raise Refusal(
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -192,12 +229,36 @@ class Attempts:
             if not summing.lost:
                 await summing.expire()
         if any(summing.lost for summing in attempt.summings):
-            del self._attempts[key]
+            self._drop(key, attempt)
         elif attempt.ended:
-            ends = [summing.group.ended_milliseconds for summing in attempt.summings]
-            last = max(attempt.config.expires_milliseconds, *ends)
-            if self._storage.clock.now_milliseconds() >= last + self._keep_milliseconds:
+            now = self._storage.clock.now_milliseconds()
+            expires = attempt.config.expires_milliseconds
+            if now >= expires and not attempt.is_without_sums:
+                await self._remove_sums(attempt)
+                attempt.is_without_sums = True
+            last = max(expires, *(summing.group.ended_milliseconds for summing in attempt.summings))
+            if now >= last + self._keep_milliseconds:
                 await self._remove(key, attempt)
+
+    async def _is_forgotten(self, attempt: Attempt) -> bool:
+        """Whether the journal knows less of an attempt than this process: it was put back to an older state."""
+        try:
+            await self._storage.journal.append(
+                attempt.config.task, [Append(one.stream, one.version, ()) for one in attempt.summings]
+            )
+        except StaleWriter as stale:
+            return stale.actual < stale.expected
+        return False
+
+    def _drop(self, key: Key, attempt: Attempt) -> None:
+        """Stops working on an attempt that belongs to somebody else, or to a past that was lost."""
+        for summing in attempt.summings:
+            summing.lose()
+        del self._attempts[key]
+
+    async def _read_registry(self) -> None:
+        recorded = await self._storage.journal.load(REGISTRY_TASK, REGISTRY_STREAM)
+        self._tasks |= {_REGISTRY_CODEC.decode(one.event).task for one in recorded.events}
 
     async def _register(self, task: str) -> None:
         """Notes a task's name before its first group, whoever else notes others meanwhile."""
@@ -216,7 +277,7 @@ class Attempts:
     async def _recover_attempt(self, task: str, streams: Sequence[str]) -> Attempt | None:
         """Takes an attempt's groups up where the journal left them; None if they are another's, or being removed."""
         histories = [await self._storage.journal.load(task, stream) for stream in streams]
-        states = [_state_of(history) for history in histories]
+        states = [state_of(history) for history in histories]
         holder = self._storage.snapshots.holder
         if not all(state is not None and state.holder == holder for state in states) or not states:
             return None
@@ -266,21 +327,40 @@ class Attempts:
 
     async def _remove(self, key: Key, attempt: Attempt) -> None:
         # The first stream goes last: a removal that is interrupted leaves an attempt with too few groups, not none.
+        await self._remove_sums(attempt)
+        for summing in reversed(attempt.summings):
+            with contextlib.suppress(StaleWriter):  # the journal was put back to an older state: `leftovers` has it
+                await self._storage.journal.discard(key[0], summing.stream, summing.version)
+        self._drop(key, attempt)
+
+    async def _remove_sums(self, attempt: Attempt) -> None:
         for summing in attempt.summings:
             if summing.group.snapshot:
                 await asyncio.to_thread(self._storage.snapshots.delete, summing.group.snapshot)
-        for summing in reversed(attempt.summings):
-            await self._storage.journal.discard(key[0], summing.stream, summing.version)
-        del self._attempts[key]
+
+
+async def streams_of(journal: Journal, task: str) -> dict[Key, tuple[str, ...]]:
+    """Returns the streams of all groups of a task, by attempt; those of one attempt in order."""
+    found: defaultdict[Key, list[str]] = defaultdict(list)
+    for stream in await journal.streams(task, STREAM_PREFIX):
+        number, _, attempt = stream.split("/")[1].partition(".")
+        found[task, int(number), int(attempt)].append(stream)
+    return {key: tuple(sorted(names, key=_index_of)) for key, names in found.items()}
+
+
+def state_of(history: History) -> Group | None:
+    """Returns the group that a stream holds; None if it is empty.
+
+    Raises:
+        JournalError: it holds what this version does not understand.
+        IllegalEventError: its events contradict each other.
+    """
+    return groups.replay(CODEC.decode(one.event) for one in history.events)
 
 
 def _stream_of(key: Key, index: int) -> str:
-    return f"{_PREFIX}{key[1]}.{key[2]}/{index}"
+    return f"{STREAM_PREFIX}{key[1]}.{key[2]}/{index}"
 
 
 def _index_of(stream: str) -> int:
     return int(stream.rpartition("/")[2])
-
-
-def _state_of(history: History) -> Group | None:
-    return groups.replay(CODEC.decode(one.event) for one in history.events)

@@ -180,6 +180,16 @@ class Staging:
         for key in [key for key in self._uploads if key[:3] == (task, number, attempt)]:
             self.drop(key)
 
+    def drop_ended(self, takes_reports: Callable[[tuple[str, int, int]], bool]) -> None:
+        """Forgets the uploads of attempts that take no more reports.
+
+        Args:
+            takes_reports: whether an attempt (task, round, attempt) does.
+        """
+        for attempt in {key[:3] for key in self._uploads}:
+            if not takes_reports(attempt):
+                self.drop_attempt(*attempt)
+
     def _make_room(self, size: int) -> None:
         idle = sorted(
             (upload.touched, key)

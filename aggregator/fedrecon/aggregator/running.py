@@ -8,6 +8,7 @@ import time
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.device_service import DeviceService
 from fedrecon.aggregator.ingest import Staging
+from fedrecon.aggregator.leftovers import Leftovers
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import protocol_of
 from fedrecon.aggregator.settings import AggregatorSettings
@@ -25,6 +26,7 @@ from fedrecon.v1.aggregator_pb2_grpc import add_AggregatorServicer_to_server, ad
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 
 _TIDY_MILLISECONDS = 1_000
+_LEFTOVERS_MILLISECONDS = 600_000
 _HOUR_MILLISECONDS = 3_600_000
 
 
@@ -61,7 +63,8 @@ async def assemble(
     settings = service.settings
     measures = Measures.create(service.metrics)
     storage = Storage(journal, snapshots, clock, measures)
-    attempts = Attempts(storage, protocol_of, round(settings.aggregator_keep_hours * _HOUR_MILLISECONDS))
+    keep_milliseconds = round(settings.aggregator_keep_hours * _HOUR_MILLISECONDS)
+    attempts = Attempts(storage, protocol_of, keep_milliseconds)
     await attempts.recover()
     service.resources.push_async_callback(attempts.stop)
     staging = Staging(settings.aggregator_staging_bytes, time.monotonic, measures.pending_bytes.set)
@@ -71,13 +74,21 @@ async def assemble(
     sums = SumsService(attempts, staging, blobs, target, measures, service.stopping)
     service.add(add_SumsServicer_to_server, sums, internal=True)
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
-    service.run("tidy", _tidy(attempts, clock))
+    service.run("tidy", _tidy(attempts, staging, clock))
+    service.run("remove leftovers", _remove_leftovers(Leftovers(attempts, journal, keep_milliseconds), clock))
 
 
-async def _tidy(attempts: Attempts, clock: Clock) -> None:
+async def _tidy(attempts: Attempts, staging: Staging, clock: Clock) -> None:
     while True:
         await clock.sleep_until(clock.now_milliseconds() + _TIDY_MILLISECONDS)
         await attempts.tidy()
+        staging.drop_ended(attempts.takes_reports)
+
+
+async def _remove_leftovers(leftovers: Leftovers, clock: Clock) -> None:
+    while True:
+        await leftovers.remove(clock.now_milliseconds())
+        await clock.sleep_until(clock.now_milliseconds() + _LEFTOVERS_MILLISECONDS)
 
 
 def _key(key: bytes | None, variable: str, purpose: str) -> bytes:

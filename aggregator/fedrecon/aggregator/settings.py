@@ -28,7 +28,7 @@ class AggregatorSettings(Settings):
         256 << 20, ge=1 << 20, description="most bytes that uploads on their way hold in memory together"
     )
     aggregator_keep_hours: float = Field(
-        24.0, gt=0, description="how long sums and answers are kept after an attempt has ended"
+        1.0, gt=0, description="how long answers are kept after an attempt has expired; its sums go at once"
     )
 
     @property

@@ -228,6 +228,12 @@ class Summing:
             ) from error
         return self.protocol.close(total, len(self.group.reports))
 
+    def lose(self) -> None:
+        """Gives the group up here without a word in the journal: it is somebody else's, or forgotten there."""
+        self.lost = self._ending = True
+        self._refuse_filling(taken_over())
+        self._changed()
+
     async def stop(self) -> None:
         """Cancels what is under way, for the end of the process: what was not acknowledged may be lost."""
         for task in self._tasks:

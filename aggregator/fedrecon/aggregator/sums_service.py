@@ -114,6 +114,13 @@ class SumsService(SumsServicer):
         """Makes a new checkpoint out of closed groups."""
         del context
         attempt = self._attempts.find(request.round)
+        if attempt.is_without_sums:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "EXPIRED",
+                "The attempt has expired: its sums were removed.",
+                "Open the next attempt; if this one should not have expired yet, compare the clocks.",
+            )
         summings = _closed_groups(attempt, request)
         optimizer = _optimizer_of(attempt, request)
         try:
