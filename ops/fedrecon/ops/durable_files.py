@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -20,13 +21,19 @@ class StorageFull(OSError):  # noqa: N818 - named for what happened
     """The disk or quota is full; nothing was kept of what was being written."""
 
 
-def write_durably(place: Callable[[], Path] | Path, chunks: Iterable[bytes], folder: Path | None = None) -> Path:
+def write_durably(
+    place: Callable[[], Path] | Path,
+    chunks: Iterable[bytes],
+    folder: Path | None = None,
+    naming: AbstractContextManager[None] | None = None,
+) -> Path:
     """Write a file that is whole and stays, or none. An existing file is replaced.
 
     Args:
         place: The file to make; or a function asked for it once all chunks were taken (content-addressed files).
         chunks: The content.
         folder: Where the temporary file lies, on the same disk; the file's own folder by default.
+        naming: Held while the file gets its name, for those who remove files at the same time.
 
     Returns:
         The file's path.
@@ -49,7 +56,8 @@ def write_durably(place: Callable[[], Path] | Path, chunks: Iterable[bytes], fol
             os.fsync(file.fileno())
         path = place if isinstance(place, Path) else place()
         make_folder(path.parent)
-        temporary.replace(path)
+        with naming or contextlib.nullcontext():
+            temporary.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
