@@ -7,6 +7,7 @@ ROOMS := aggregator benchmarks coordinator datasets device_sdk inference learnin
 DATA ?=
 ROUNDS ?=
 JSON ?=
+SEED ?=
 
 .DEFAULT_GOAL := help
 
@@ -47,6 +48,10 @@ test: setup ## Run the tests (a few minutes)
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take longer
 	$(BIN)/pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: test-chaos
+test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
+	@PYTHONPATH=tests $(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
 bench: setup ## Measure what is promised

@@ -1,0 +1,35 @@
+"""Kills lose nothing: a short program as `make test-chaos` runs it for long, and programs that found a fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.chaos_driver import run_program
+from support.chaos_programs import Blow, Stage
+from support.hand_made_folder import write_hand_made_plan
+
+PROGRAMS: dict[str, tuple[Blow, ...]] = {
+    "a few of every role": (
+        Blow("aggregator", Stage.REPORTING, 0.5),
+        Blow("valkey", Stage.MERGING, 0.5),
+        Blow("coordinator", Stage.COMMITTING, 0.0),
+        Blow("valkey", Stage.REPORTING, 0.5),
+        Blow("aggregator", Stage.CLOSING, 0.5),
+        Blow("coordinator", Stage.SELECTING, 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_nothing_is_lost_or_counted_twice(tmp_path: Path, name: str) -> None:
+    program = PROGRAMS[name]
+    plan = write_hand_made_plan(tmp_path / "plan")
+    outcome = await run_program(tmp_path / "home", plan, program, seed=1, calm_rounds=3)
+    verdict = outcome.verdict
+    assert verdict.faults == []
+    assert (verdict.lost, verdict.doubled) == (0, 0)
+    assert len(outcome.kills) == len(program)
+    assert verdict.committed > len(program)
+    assert verdict.counted > 0

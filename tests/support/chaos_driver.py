@@ -1,0 +1,382 @@
+"""Drives a chaos run: a real stack, devices in a process of their own, and blows as a program says.
+
+Rules: the journal is watched as it is written, so that a blow falls in the stage that it is aimed at; whoever dies is
+started again at once. A stage that does not come within a minute is a fault: rounds must go on by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedrecon.coordinator import ledger
+from fedrecon.coordinator.entries import round_stream
+from fedrecon.coordinator.ledger import RoundAt
+from fedrecon.coordinator.round_state import Phase, Round
+from fedrecon.ops.admin_client import open_sync_channel
+from fedrecon.ops.blobs import open_blobs
+from fedrecon.ops.embedded_valkey import ValkeyError
+from fedrecon.ops.journal import JournalUnavailable
+from fedrecon.ops.journal.redis import RedisJournal
+from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.settings import Settings
+from fedrecon.ops.stack import Stack
+from fedrecon.ops.task_commands import create_task
+from fedrecon.ops.task_specs import build_spec
+from fedrecon.v1 import admin_pb2 as admin
+from fedrecon.v1.admin_pb2_grpc import AdminStub
+from support.chaos_evidence import Evidence, Times, load_evidence, times_of
+from support.chaos_judging import Verdict, judge
+from support.chaos_log import read_notes
+from support.chaos_programs import Blow, Stage
+
+TASK = "films"
+DROPOUT = 0.2
+SPEC = (
+    "rounds.report_goal=8",
+    "rounds.minimum_reports=6",
+    "rounds.over_selection=2.0",
+    "rounds.minimum_cohort=12",
+    "rounds.maximum_attempts=0",
+    "rounds.selection_milliseconds=100",
+    "rounds.reporting_milliseconds=20000",
+    "rounds.retry_milliseconds=100",
+    "secure_sum.maximum_reports=8",
+)
+"""Two groups; enough devices that a round need not wait for its window although a fifth drops out."""
+
+_STUCK_SECONDS = 60.0
+_TAIL_MILLISECONDS = 2_000
+_AWAY_SECONDS = 0.02
+_BLOB_LOOK_SECONDS = 0.0005
+_SOONER = 0.7
+
+
+class Stuck(Exception):  # noqa: N818 - named for what happened
+    """Rounds do not go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A process that was killed.
+
+    Attributes:
+        victim: Which.
+        at: When, Unix milliseconds.
+        stage: Where the round was.
+        alone: Whether no other was killed at about the same time.
+    """
+
+    victim: str
+    at: int
+    stage: Stage
+    alone: bool
+
+
+@dataclass(slots=True)
+class Watch:
+    """Follows the rounds of the task in the journal, as fast as they are written.
+
+    Attributes:
+        journal: The journal.
+        blobs: Folder of the blobs.
+        number: The round that is followed.
+        at: Its attempts.
+        seen: Digest of the checkpoint of every round, as it was when first seen committed.
+        changed: Set at every change.
+    """
+
+    journal: RedisJournal
+    blobs: Path
+    number: int = 1
+    at: RoundAt = field(default_factory=RoundAt)
+    seen: dict[int, bytes] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _blobs_before: int = 0
+
+    async def run(self) -> None:
+        while True:
+            try:
+                recorded = await self.journal.tail(TASK, round_stream(self.number), self.at.version, _TAIL_MILLISECONDS)
+            except JournalUnavailable:
+                await asyncio.sleep(_AWAY_SECONDS)
+                continue
+            self.at = ledger.fold_round(self.at, recorded)
+            last = self.at.last
+            if last is not None and last.phase is Phase.REPORTING:
+                self._blobs_before = self._blobs_written()
+            if last is not None and last.committed is not None:
+                self.seen[self.number] = last.committed.checkpoint.digest
+                self.number, self.at = self.number + 1, RoundAt()
+            self.changed.set()
+
+    @property
+    def attempt(self) -> Round | None:
+        return self.at.last
+
+    @property
+    def stage(self) -> Stage:
+        """Where the round is, as far as it is known here."""
+        match None if self.attempt is None else self.attempt.phase:
+            case Phase.SELECTING:
+                return Stage.SELECTING
+            case Phase.REPORTING:
+                return Stage.REPORTING
+            case Phase.AGGREGATING:
+                return self._aggregating_stage()
+            case _:
+                return Stage.BETWEEN
+
+    async def entered(self, stage: Stage) -> None:
+        """Returns when a round enters a stage; at once if it is there."""
+        while self.stage is not stage:
+            self.changed.clear()
+            if stage is Stage.COMMITTING and self.stage is Stage.MERGING:
+                await asyncio.sleep(_BLOB_LOOK_SECONDS)  # no event tells of a blob
+            else:
+                await self.changed.wait()
+
+    def _aggregating_stage(self) -> Stage:
+        attempt = self.attempt
+        assert attempt is not None
+        if attempt.closed is None:
+            return Stage.CLOSING
+        return Stage.MERGING if self._blobs_written() == self._blobs_before else Stage.COMMITTING
+
+    def _blobs_written(self) -> int:
+        """Returns a number that changes when somebody begins to write a blob."""
+        return (self.blobs / "writing").stat().st_mtime_ns
+
+
+@dataclass(slots=True)
+class Run:
+    """A chaos run under way.
+
+    Attributes:
+        stack: The stack.
+        watch: What follows its rounds.
+        journal: Its journal.
+        log: What its devices write down.
+        kills: Who was killed.
+        failed_starts: Processes that died before they were ready, or could not be started at once.
+    """
+
+    stack: Stack
+    watch: Watch
+    journal: RedisJournal
+    log: Path
+    kills: list[Kill] = field(default_factory=list)
+    failed_starts: list[str] = field(default_factory=list)
+    _mending: asyncio.Task[None] | None = None
+
+    async def rounds(self, count: int) -> None:
+        """Returns when so many more rounds were committed."""
+        for _ in range(count):
+            number = self.watch.number
+            async with self._not_stuck(f"round {number} to be committed"):
+                while self.watch.number == number:
+                    self.watch.changed.clear()
+                    await self.watch.changed.wait()
+
+    async def strike(self, blow: Blow, usual: dict[Stage, float]) -> None:
+        """Kills whom a blow names where it says, and returns when all lives again and a report was accepted."""
+        alone, delay = blow.follower is None, blow.share * usual.get(blow.stage, 0.0)
+        async with self._not_stuck(f"a round to be {blow.stage}"):
+            while True:
+                await self.watch.entered(blow.stage)
+                await asyncio.sleep(delay)
+                if self.watch.stage is blow.stage:
+                    break
+                delay *= _SOONER  # this one was over before: the next one is hit earlier
+        self._kill(blow.victim, alone=alone)
+        if blow.follower is not None:
+            await asyncio.sleep(blow.follower.after_seconds)
+            self._kill(blow.follower.victim, alone=False)
+        await self.recovered()
+
+    async def recovered(self) -> None:
+        """Returns when all processes live and the round under way has been committed."""
+        if self._mending is not None:
+            await self._mending
+        await self.rounds(1)
+
+    def _kill(self, victim: str, *, alone: bool) -> None:
+        stage = self.watch.stage
+        pid = self._pid_of(victim)
+        if pid is None:
+            return  # it is dead already: a follower came before it was started again
+        if victim != "valkey":
+            self.stack.roles[victim].started = 0.0  # no death of its start: it is started again without a pause
+        os.kill(pid, signal.SIGKILL)
+        self.kills.append(Kill(victim, time.time_ns() // 1_000_000, stage, alone))
+        while self._pid_of(victim) is not None:
+            pass  # a signal takes a moment, and who is not dead yet is not mended
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.create_task(self._mend())
+
+    def _pid_of(self, victim: str) -> int | None:
+        if victim == "valkey":
+            assert self.stack.valkey is not None
+            return self.stack.valkey.pid if self.stack.valkey.running else None
+        process = self.stack.roles[victim].process
+        return process.pid if process is not None and process.poll() is None else None
+
+    async def _mend(self) -> None:
+        deadline = time.monotonic() + _STUCK_SECONDS
+        while not self._all_run():
+            try:
+                await asyncio.to_thread(self.stack.mend)
+            except (UserMistake, ValkeyError) as error:
+                self.failed_starts.append(str(error)[:300])
+                if time.monotonic() > deadline:
+                    raise Stuck(f"the stack cannot be mended: {error}") from error
+            for role in self.stack.roles.values():
+                role.quick_deaths = 0
+
+    def _all_run(self) -> bool:
+        valkey = self.stack.valkey
+        return valkey is not None and valkey.running and all(role.running for role in self.stack.roles.values())
+
+    @contextlib.asynccontextmanager
+    async def _not_stuck(self, waiting_for: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_STUCK_SECONDS):
+                yield
+        except TimeoutError as error:
+            attempt = self.watch.attempt
+            where = "before its first attempt" if attempt is None else f"attempt {attempt.attempt}, {attempt.phase}"
+            raise Stuck(
+                f"waited {_STUCK_SECONDS:.0f} s for {waiting_for}; round {self.watch.number} is at {where}; "
+                f"last killed: {self.kills[-1] if self.kills else 'nobody'}"
+            ) from error
+
+    async def end(self) -> tuple[Evidence, Verdict]:
+        """Lets the round under way end, sends the devices home, and judges."""
+        await asyncio.to_thread(self._pause_task)
+        await self._settled()
+        evidence = await load_evidence(self.journal, TASK)
+        blobs = open_blobs(self.stack.home / "blobs")
+        return evidence, judge(evidence, read_notes(self.log), blobs.read, self.watch.seen)
+
+    def _pause_task(self) -> None:
+        with open_sync_channel(self.stack.roles["coordinator"].address, self.stack.home) as channel:
+            request = admin.PauseTaskRequest(task=TASK, reason="the run ends")
+            AdminStub(channel).PauseTask(request, timeout=30)
+
+    async def _settled(self) -> None:
+        async with self._not_stuck("the last round to end"):
+            while self.watch.stage not in {Stage.SELECTING, Stage.BETWEEN}:
+                self.watch.changed.clear()
+                await self.watch.changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def running(home: Path, plan: Path, *, seed: int) -> AsyncIterator[Run]:
+    """Starts a stack, a task and its devices; ends all of them."""
+    stack = Stack(Settings(home=home))
+    await asyncio.to_thread(stack.start)
+    try:
+        await asyncio.to_thread(_create_task, stack, plan)
+        assert stack.valkey is not None
+        journal = await RedisJournal.connect(stack.valkey.url, patience_seconds=_STUCK_SECONDS)
+        watch = Watch(journal, home / "blobs")
+        watching = asyncio.create_task(watch.run())
+        run = Run(stack, watch, journal, home / "devices.log")
+        try:
+            with _devices(stack, run.log, seed):
+                yield run
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await journal.close()
+    finally:
+        await asyncio.to_thread(stack.stop)
+
+
+def _create_task(stack: Stack, plan: Path) -> None:
+    with open_sync_channel(stack.roles["coordinator"].address, stack.home) as channel:
+        create_task(AdminStub(channel), build_spec(TASK, None, SPEC), plan)
+
+
+@contextlib.contextmanager
+def _devices(stack: Stack, log: Path, seed: int) -> Iterator[None]:
+    """Lets devices live in a process of their own."""
+    command = [sys.executable, "-m", "support.chaos_devices", stack.roles["coordinator"].address, TASK]
+    options = ["--log", log, "--cache", stack.home / "devices", "--dropout", DROPOUT, "--seed", seed]
+    tests = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (stack.home / "logs" / "devices.log").open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *map(str, options)], env={**os.environ, "PYTHONPATH": paths}, stdout=output, stderr=output
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A run that has ended.
+
+    Attributes:
+        kills: Who was killed.
+        failed_starts: See `Run`.
+        evidence: What the journal holds.
+        verdict: What it came to.
+        calm_until: End of the undisturbed rounds, Unix milliseconds.
+        seconds: How long it took.
+    """
+
+    kills: list[Kill]
+    failed_starts: list[str]
+    evidence: Evidence
+    verdict: Verdict
+    calm_until: int
+    seconds: float
+
+
+async def run_program(
+    home: Path,
+    plan: Path,
+    program: Sequence[Blow],
+    *,
+    seed: int,
+    calm_rounds: int,
+    missing: Callable[[Sequence[Kill], Times], Sequence[Blow]] = lambda _kills, _times: (),
+    told: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Runs undisturbed rounds, then a program, and judges the whole.
+
+    Args:
+        home: Folder of the stack.
+        plan: Folder of the plan that it trains.
+        program: Blows, one after the other.
+        seed: Of what devices do.
+        calm_rounds: Undisturbed rounds, at least 1.
+        missing: Gives further blows where kills did not fall as they were aimed.
+        told: Hears of every blow before it falls.
+    """
+    began = time.monotonic()
+    async with running(home, plan, seed=seed) as run:
+        await run.rounds(1 + calm_rounds)  # the first one warms everything up
+        calm_until = time.time_ns() // 1_000_000
+        usual = times_of(await load_evidence(run.journal, TASK)).usual_lengths()
+        blows = list(program)
+        while blows:
+            for blow in blows:
+                told(repr(blow))
+                await run.strike(blow, usual)
+            blows = list(missing(run.kills, times_of(await load_evidence(run.journal, TASK))))
+        await run.rounds(1)
+        evidence, verdict = await run.end()
+    return Outcome(run.kills, run.failed_starts, evidence, verdict, calm_until, time.monotonic() - began)
