@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedrecon.coordinator import pacing, round_events, rounds, stories, tasks
+from fedrecon.coordinator import round_events, rounds, stories, tasks
 from fedrecon.coordinator.assignments import issue_ticket, make_assignment, mark_of, read_ticket
 from fedrecon.coordinator.choosing import Choice, choose, misfit_of
 from fedrecon.coordinator.entries import round_entries, task_entries
@@ -250,21 +250,6 @@ def test_every_device_is_drawn_equally_often() -> None:
             counts[candidate.device[0]] += 1
     # 1200 expected, standard deviation 29
     assert all(1_080 < count < 1_320 for count in counts.values()), counts
-
-
-def test_a_crowd_is_spread_wider_than_a_few() -> None:
-    few = pacing.pace(until_selection=5_000, selection=1_000, reporting=9_000, separation=0, waiting=10, cohort_size=10)
-    crowd = pacing.pace(
-        until_selection=5_000, selection=1_000, reporting=9_000, separation=0, waiting=100, cohort_size=10
-    )
-    assert few.rejected == pacing.Window(5_000, 6_000)
-    assert crowd.rejected == pacing.Window(5_000, 5_000 + 1_000 + 9 * 10_000)
-
-
-def test_a_device_does_not_return_before_it_may_take_part_again() -> None:
-    windows = pacing.pace(until_selection=0, selection=1_000, reporting=0, separation=60_000, waiting=0, cohort_size=1)
-    assert windows.accepted.minimum == 60_000
-    assert windows.rejected.minimum == pacing.LEAST_WAIT_MILLISECONDS
 
 
 def test_traffic_follows_the_weights() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from fedrecon.coordinator.answers import Answer, Drawn, KeepWaiting, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import PRIORITY_BYTES, issue_ticket, mark_of, read_ticket
-from fedrecon.coordinator.pacing import Windows, pace
+from fedrecon.coordinator.pacing import Rhythm, Windows, pace
+from fedrecon.coordinator.population import hash_of
 from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.tasks import State
@@ -35,6 +36,7 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
         patience_milliseconds: How long the call may wait.
     """
     now = runner.around.clock.now_milliseconds()
+    runner.census.note(hash_of(runner.around.key, device_key), now)
     task, attempt = runner.book.task, runner.book.attempt
     if task.state is not State.RUNNING:
         return NoTask(f"the task is {task.state}")
@@ -54,15 +56,15 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
 
 def windows_of(runner: Runner) -> Windows:
     """Returns when devices of a task should come back."""
-    rounds = runner.spec.rounds
-    return pace(
-        until_selection=until_selection(runner, runner.around.clock.now_milliseconds()),
-        selection=rounds.selection_milliseconds,
+    now = runner.around.clock.now_milliseconds()
+    rhythm = Rhythm(
+        until_selection=until_selection(runner, now),
+        selection=runner.terms.selection_milliseconds,
         reporting=_expected_reporting(runner),
         separation=runner.spec.eligibility.minimum_separation_milliseconds,
-        waiting=len(runner.waiting) + runner.sent_away,
         cohort_size=_capacity(runner),
     )
+    return pace(rhythm, runner.census.devices, runner.census.busyness(now))
 
 
 def until_selection(runner: Runner, now: int) -> int:
@@ -86,7 +88,6 @@ def _capacity(runner: Runner) -> int:
 def _place_in(runner: Runner, attempt: Round, device_key: bytes, now: int) -> Answer:
     slot = attempt.slot_of_device(mark_of(runner.around.key, attempt, device_key))
     if slot is None:
-        runner.sent_away += 1
         return NotDrawn("the round has its cohort")
     if slot.session in attempt.finishes:
         return NotDrawn("this device's session in the round has ended")

@@ -1,11 +1,15 @@
-"""When devices should come back: the first, simple version of pace steering.
+"""When devices should come back: pace steering.
+
+A round needs a cohort at one moment, then nobody for a while. So a small population is gathered: everybody is told the
+next selection, and all come then. A large one is spread: each device is told so long a wait that about as many come in
+a selection as it can use, evenly over time, whatever crowd they were in when they were told
+(Bonawitz et al. 2019, "Towards Federated Learning at Scale", section 2.3).
 
 Rules:
 - A window is a minimum and a maximum; the device itself draws a moment between the two, so that a crowd that was sent
   away at once does not come back at once.
 - A device that took part comes back for a later round, one that was sent away for the next selection.
-- The more devices are sent away for each place, the wider the window: the next selection needs its cohort, not a crowd
-  (Bonawitz et al. 2019, section 2.3).
+- In hours with more calls than others waits are longer, in quiet ones shorter: returns move to where there is room.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ from dataclasses import dataclass
 
 LEAST_WAIT_MILLISECONDS = 500
 LONGEST_WAIT_MILLISECONDS = 24 * 60 * 60 * 1000
-_LARGEST_CROWD = 50
+CALLS_FOR_EACH_PLACE = 4.0
+"""Devices that should call in a selection for each that it takes: some will not fit, or will have gone."""
+BUSYNESS = (0.5, 2.0)
+"""Busiest and quietest hours count no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +45,49 @@ class Windows:
     rejected: Window
 
 
-def pace(
-    *, until_selection: int, selection: int, reporting: int, separation: int, waiting: int, cohort_size: int
-) -> Windows:
-    """Returns when devices of a task should come back.
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How a task's rounds go.
 
-    Args:
+    Attributes:
         until_selection: Expected milliseconds until the next selection begins; 0: it is open.
         selection: Length of a selection window, in milliseconds.
         reporting: Expected length of a round after its selection, in milliseconds.
         separation: Least milliseconds between two participations of a device.
-        waiting: Devices that wait, or were sent away since the last draw.
         cohort_size: Devices that a round takes.
+    """
+
+    until_selection: int
+    selection: int
+    reporting: int
+    separation: int
+    cohort_size: int
+
+
+def pace(rhythm: Rhythm, devices: int, busyness: float = 1.0) -> Windows:
+    """Returns when devices of a task should come back.
+
+    Args:
+        rhythm: How its rounds go.
+        devices: About how many devices may come.
+        busyness: Calls of this hour of the day, as a multiple of the mean hour.
 
     Example:
-        >>> pace(until_selection=4000, selection=2000, reporting=9000, separation=0, waiting=10, cohort_size=10)
-        Windows(accepted=Window(minimum=4000, maximum=6000), rejected=Window(minimum=4000, maximum=6000))
+        >>> rhythm = Rhythm(until_selection=4_000, selection=2_000, reporting=8_000, separation=0, cohort_size=10)
+        >>> pace(rhythm, 15).rejected
+        Window(minimum=4000, maximum=6000)
+        >>> pace(rhythm, 2_000).rejected
+        Window(minimum=4000, maximum=1000000)
     """
-    crowd = min(max(waiting / cohort_size, 1.0), _LARGEST_CROWD)
-    rejected = _window(until_selection, selection + round((crowd - 1.0) * (selection + reporting)))
-    after = max(until_selection, separation)
-    return Windows(accepted=_window(after, selection), rejected=rejected)
+    a_round = rhythm.selection + rhythm.reporting
+    rounds_between = devices / (CALLS_FOR_EACH_PLACE * rhythm.cohort_size)
+    if rounds_between <= 1.0:
+        start, spread = rhythm.until_selection, rhythm.selection
+    else:
+        # From the next selection on, not later: else nobody would come for a while after a crowd was sent away.
+        wait = rounds_between * a_round * min(max(busyness, BUSYNESS[0]), BUSYNESS[1])
+        start, spread = rhythm.until_selection, max(round(2 * wait) - rhythm.until_selection, rhythm.selection)
+    return Windows(accepted=_window(max(start, rhythm.separation), spread), rejected=_window(start, spread))
 
 
 def idle(milliseconds: int) -> Windows:

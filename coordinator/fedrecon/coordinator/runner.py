@@ -26,6 +26,7 @@ from fedrecon.coordinator.drawing import Drawing
 from fedrecon.coordinator.endings import Endings
 from fedrecon.coordinator.over_selection import learned_share
 from fedrecon.coordinator.plans import load_plan
+from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
 from fedrecon.coordinator.round_events import IllegalEvent, Opened, Slot
 from fedrecon.coordinator.round_state import Round, Seen
@@ -35,6 +36,7 @@ from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, State
 from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
 from fedrecon.coordinator.waiting import WaitingRoom
+from fedrecon.coordinator.watermarks import find_loss, keep_watermark
 from fedrecon.ops.journal import JournalUnavailable, LeaseLost, StaleWriter
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.tokens import SESSION_BYTES
@@ -57,7 +59,7 @@ class Runner:
     Attributes:
         book: The task's journal.
         waiting: Devices that wait to be drawn.
-        sent_away: Devices that were refused since the last draw.
+        census: What check-ins say of its population.
         reporting_milliseconds: How long reporting took last; 0: not known.
         endings: Ends of sessions on their way into the journal.
         spec: What was asked for; only while `is_ready`.
@@ -73,7 +75,7 @@ class Runner:
             superseded=NotDrawn("a newer check-in of this device took its place"),
             full=NotDrawn("enough devices wait already"),
         )
-        self.sent_away = 0
+        self.census = Census()
         self.reporting_milliseconds = 0
         self.is_ready = asyncio.Event()
         self.endings = Endings()
@@ -82,7 +84,7 @@ class Runner:
         self._adopted = b""
         self._prepared: dict[bytes, Prepared] = {}
         self._seen = Seen()
-        self._retention = Retention(name, around.journal, around.kept_rounds, around.kept_checkpoints)
+        self._retention = self._new_retention()
         self._drawing = Drawing(name, around, self.waiting, self.book.now)
         self._groups_expire_at = 0
         self._woken = asyncio.Event()
@@ -134,7 +136,8 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                for work in (self._renew(), self._follow_task(), self._keep_endings(), self._keep_tidy()):
+                beside = self._renew(), self._follow_task(), self._keep_endings(), self._keep_tidy(), self._keep_mark()
+                for work in beside:
                     self._begin(work)
                 if (attempt := self.book.attempt) is not None:
                     for effect in rounds.resume(attempt):
@@ -149,6 +152,7 @@ class Runner:
 
     async def _take_up(self) -> None:
         await self.book.read()
+        await self._stop_after_loss()
         await self._adopt_spec()
         self._seen, self._job = Seen(), None
         self.around.measures.note_task(self.book.task, self.name)
@@ -162,6 +166,26 @@ class Runner:
         self._prepared = {spec: self._prepared[spec] for spec in needed}
         self._adopted, self.spec = asked, TaskSpec.FromString(asked)
         self.terms = terms_of(self.spec) if attempt is None else attempt.terms
+
+    async def _stop_after_loss(self) -> None:
+        """Pauses the task if the journal knows less of it than was known before; a round under way is given up."""
+        known = self.name, self.book.task, self.book.version
+        loss = await asyncio.to_thread(find_loss, self.around.blobs, *known, knew_more=self.book.knew_more)
+        if loss is None:
+            return
+        self._log.error("journal went back", why=loss.reason)
+        attempt = self.book.attempt
+        if attempt is None or attempt.is_over:
+            await self.book.record_task(loss)
+        else:
+            event = rounds.abandon(attempt, "the journal went back to an older state", self.book.now())
+            told = AttemptAbandoned(attempt.number, attempt.attempt, event.reason, event.retry_at)
+            await self.book.record(attempt.number, event, told, loss)
+        self.book.knew_more = False
+        self._retention = self._new_retention()  # what it has condensed may be whole again
+
+    def _new_retention(self) -> Retention:
+        return Retention(self.name, self.around.journal, self.around.kept_rounds, self.around.kept_checkpoints)
 
     async def _renew(self) -> None:
         while True:
@@ -190,6 +214,19 @@ class Runner:
         while True:
             await self._tidy()
             await self._pause(TIDY_MILLISECONDS)
+
+    async def _keep_mark(self) -> None:
+        """Notes outside of the journal how far the task has come."""
+        while True:
+            self.book.task_changed.clear()
+            try:
+                known = self.name, self.book.task, self.book.version
+                await asyncio.to_thread(keep_watermark, self.around.blobs, *known)
+            except OSError as error:
+                self._log.warning("watermark not noted", why=str(error)[:200])
+                await self._pause(_AFTER_CRASH_MILLISECONDS)
+            else:
+                await self.book.task_changed.wait()
 
     async def _tidy(self) -> None:
         await self._retention.tidy(self.book.task, self.book.version, self.book.now())
@@ -296,7 +333,7 @@ class Runner:
         applied = await self._record(attempt.number, assigned)
         for device, slot in zip(drawn, slots, strict=True):
             self.waiting.answer(device, Drawn(applied, slot))
-        self.sent_away = self.waiting.answer_all(NotDrawn("other devices were drawn for this round"))
+        self.waiting.answer_all(NotDrawn("other devices were drawn for this round"))
 
     async def _abandon(self, attempt: Round, reason: str, now: int) -> None:
         event = rounds.abandon(attempt, reason, now)
