@@ -145,7 +145,8 @@ class _Watched:
 
 
 def _came_to(row: Row, seed: int, run: Run) -> str:
-    best = next(point.figures for point in run.curve if point.round == run.best)
+    # Of members that were joined, the last point is what they came to together.
+    best = next(point.figures for point in reversed(run.curve) if point.round == run.best)
     return f"{row.name}, seed {seed}: RMSE {best.rmse:.4f} on validation after round {run.best}, {run.seconds:.0f} s"
 
 
