@@ -33,6 +33,11 @@ class Book:
         journal: Where it is kept.
         clock: The time of its entries.
         holder: Who writes it.
+
+    Attributes:
+        name: The task.
+        knew_more: Whether the journal went back to an older state since this was last set to False.
+        task_changed: Set with every change of the task, for whoever clears it.
     """
 
     def __init__(self, name: str, journal: Journal, clock: Clock, holder: str) -> None:
@@ -45,6 +50,8 @@ class Book:
         self._task = TaskAt(None, 0)
         self._rounds: dict[int, RoundAt] = {}
         self._latest = 0
+        self.knew_more = False
+        self.task_changed = asyncio.Event()
 
     @property
     def task(self) -> Task:
@@ -98,10 +105,14 @@ class Book:
             self._lease = None
 
     async def read(self) -> None:
-        """Reads the task and the round that runs or comes next."""
-        self._task = await ledger.load_task(self._journal, self.name)
+        """Reads the task and the round that runs or comes next, and notes whether the journal knew more before."""
+        task, known = await ledger.load_task(self._journal, self.name), self._rounds
+        self.knew_more = self.knew_more or task.version < self._task.version
+        self._task = task
         number = self.task.number
         self._rounds = {number: await ledger.load_round(self._journal, self.name, number)}
+        self.knew_more = self.knew_more or self._rounds[number].version < known.get(number, RoundAt()).version
+        self.task_changed.set()
 
     async def follow_task(self, wait_milliseconds: int) -> None:
         """Takes in what others write to the task's stream, waiting for it."""
@@ -111,9 +122,10 @@ class Book:
             loaded = await ledger.load_task(self._journal, self.name)
             async with self._writing:
                 self._task = max(self._task, loaded, key=lambda at: at.version)
-            return
-        async with self._writing:
-            self._task = ledger.fold_task(self._task, recorded)
+        else:
+            async with self._writing:
+                self._task = ledger.fold_task(self._task, recorded)
+        self.task_changed.set()
 
     async def round_at(self, number: int) -> RoundAt:
         """Returns a round, also one that is over."""
@@ -153,6 +165,8 @@ class Book:
             await self._journal.append(self.name, appends, lease=self._lease)
             self._rounds[number] = RoundAt(applied.attempts, at.version + 1)
             self._task = TaskAt(task, self._task.version + len(task_events))
+            if task_events:
+                self.task_changed.set()
             self._drop_old(number)
             return applied
 
@@ -163,6 +177,7 @@ class Book:
             task = tasks.step(self._task.task, event, now)
             await self._journal.append(self.name, [self._task_append(now, event)], lease=self._lease)
             self._task = TaskAt(task, self._task.version + 1)
+            self.task_changed.set()
 
     def _task_append(self, now: int, *events: tasks.Event) -> Append:
         return Append(TASK_STREAM, self._task.version, tuple(task_entries.encode(now, event) for event in events))

@@ -18,7 +18,7 @@ from fedrecon.coordinator import round_events, stories, tasks
 from fedrecon.coordinator.entries import Entry, task_entries
 from fedrecon.coordinator.messages import round_message
 from fedrecon.coordinator.round_state import Round
-from fedrecon.coordinator.tasks import CheckpointCommitted, Task
+from fedrecon.coordinator.tasks import CheckpointCommitted, HistoryLost, Task
 from fedrecon.ops.journal.codec import Codec
 from fedrecon.v1 import admin_pb2
 
@@ -105,4 +105,4 @@ def _is_asked_for(entry: Entry[tasks.Event], task: Task, kept_checkpoints: int) 
     if isinstance(event := entry.event, CheckpointCommitted):
         is_live = event.checkpoint == task.checkpoint
         return event.number > task.committed - kept_checkpoints or is_live
-    return bool(getattr(event, "operator", ""))
+    return isinstance(event, HistoryLost) or bool(getattr(event, "operator", ""))

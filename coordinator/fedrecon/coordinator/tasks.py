@@ -169,6 +169,19 @@ class RolledBack:
     operator: str
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryLost:
+    """The journal went back to an older state: whoever resumes the task accepts the loss.
+
+    Attributes:
+        reason: What was lost, and what can be done.
+        watermark: What had been noted outside of the journal, by its name; empty: nothing was.
+    """
+
+    reason: str
+    watermark: str
+
+
 Event = (
     TaskCreated
     | TaskEdited
@@ -179,6 +192,7 @@ Event = (
     | CheckpointCommitted
     | AttemptAbandoned
     | RolledBack
+    | HistoryLost
 )
 EVENT_TYPES = (
     TaskCreated,
@@ -190,6 +204,7 @@ EVENT_TYPES = (
     CheckpointCommitted,
     AttemptAbandoned,
     RolledBack,
+    HistoryLost,
 )
 
 
@@ -215,6 +230,7 @@ class Task:
         reason: Why it is in its state, where there is a reason.
         committed_at: When the last round was committed; 0: none was.
         ended_at: When it was completed or cancelled; 0: it was not.
+        lost_watermark: What the newest loss of history was measured by.
     """
 
     created: TaskCreated
@@ -234,6 +250,7 @@ class Task:
     reason: str = ""
     committed_at: int = 0
     ended_at: int = 0
+    lost_watermark: str = ""
 
     @property
     def number(self) -> int:
@@ -246,7 +263,7 @@ class Task:
         return self.state in {State.COMPLETED, State.CANCELLED}
 
 
-def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0911 - one return for each event
+def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0911, PLR0912 - one return for each
     """Applies an event.
 
     Args:
@@ -310,6 +327,9 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
             return replace(
                 task, checkpoint=event.checkpoint, live_round=event.number, optimizer_state=event.optimizer_state
             )
+        case HistoryLost():
+            _require_open(task, event)
+            return replace(task, state=State.PAUSED, reason=event.reason, lost_watermark=event.watermark)
 
 
 def consequences(before: Task, event: CheckpointCommitted | AttemptAbandoned, now: int) -> tuple[Event, ...]:
