@@ -50,7 +50,7 @@ def main() -> int:
     except Exception:
         _say(f"what it left behind is in {folder}")
         raise
-    for text in [*outcome.failed_starts, *outcome.verdict.faults]:
+    for text in outcome.verdict.faults:
         _say(text)
     figures = figures_of(outcome, seed)
     print(json.dumps(figures))  # noqa: T201 - the result

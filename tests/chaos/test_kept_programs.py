@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.chaos_driver import run_program
-from support.chaos_programs import Blow, Stage
+from support.chaos_programs import Blow, Follower, Stage
 from support.hand_made_folder import write_hand_made_plan
 
 PROGRAMS: dict[str, tuple[Blow, ...]] = {
@@ -18,6 +18,10 @@ PROGRAMS: dict[str, tuple[Blow, ...]] = {
         Blow("valkey", Stage.REPORTING, 0.5),
         Blow("aggregator", Stage.CLOSING, 0.5),
         Blow("coordinator", Stage.SELECTING, 0.5),
+    ),
+    "who starts is killed, or what it waits for": (
+        Blow("coordinator", Stage.REPORTING, 0.5, Follower("valkey", 0.4)),
+        Blow("aggregator", Stage.REPORTING, 0.5, Follower("aggregator", 0.4)),
     ),
 }
 
@@ -30,6 +34,6 @@ async def test_nothing_is_lost_or_counted_twice(tmp_path: Path, name: str) -> No
     verdict = outcome.verdict
     assert verdict.faults == []
     assert (verdict.lost, verdict.doubled) == (0, 0)
-    assert len(outcome.kills) == len(program)
-    assert verdict.committed > len(program)
+    assert len(outcome.kills) == len(program) + sum(blow.follower is not None for blow in program)
+    assert verdict.committed > 3
     assert verdict.counted > 0

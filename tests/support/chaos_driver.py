@@ -23,10 +23,8 @@ from fedrecon.coordinator.ledger import RoundAt
 from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.ops.admin_client import open_sync_channel
 from fedrecon.ops.blobs import open_blobs
-from fedrecon.ops.embedded_valkey import ValkeyError
 from fedrecon.ops.journal import JournalUnavailable
 from fedrecon.ops.journal.redis import RedisJournal
-from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
@@ -166,7 +164,6 @@ class Run:
         journal: Its journal.
         log: What its devices write down.
         kills: Who was killed.
-        failed_starts: Processes that died before they were ready, or could not be started at once.
     """
 
     stack: Stack
@@ -174,7 +171,6 @@ class Run:
     journal: RedisJournal
     log: Path
     kills: list[Kill] = field(default_factory=list)
-    failed_starts: list[str] = field(default_factory=list)
     _mending: asyncio.Task[None] | None = None
 
     async def rounds(self, count: int) -> None:
@@ -230,16 +226,8 @@ class Run:
         return process.pid if process is not None and process.poll() is None else None
 
     async def _mend(self) -> None:
-        deadline = time.monotonic() + _STUCK_SECONDS
         while not self._all_run():
-            try:
-                await asyncio.to_thread(self.stack.mend)
-            except (UserMistake, ValkeyError) as error:
-                self.failed_starts.append(str(error)[:300])
-                if time.monotonic() > deadline:
-                    raise Stuck(f"the stack cannot be mended: {error}") from error
-            for role in self.stack.roles.values():
-                role.quick_deaths = 0
+            await asyncio.to_thread(self.stack.mend)
 
     def _all_run(self) -> bool:
         valkey = self.stack.valkey
@@ -330,7 +318,6 @@ class Outcome:
 
     Attributes:
         kills: Who was killed.
-        failed_starts: See `Run`.
         evidence: What the journal holds.
         verdict: What it came to.
         calm_until: End of the undisturbed rounds, Unix milliseconds.
@@ -338,7 +325,6 @@ class Outcome:
     """
 
     kills: list[Kill]
-    failed_starts: list[str]
     evidence: Evidence
     verdict: Verdict
     calm_until: int
@@ -379,4 +365,4 @@ async def run_program(
             blows = list(missing(run.kills, times_of(await load_evidence(run.journal, TASK))))
         await run.rounds(1)
         evidence, verdict = await run.end()
-    return Outcome(run.kills, run.failed_starts, evidence, verdict, calm_until, time.monotonic() - began)
+    return Outcome(run.kills, evidence, verdict, calm_until, time.monotonic() - began)

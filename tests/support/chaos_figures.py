@@ -103,7 +103,6 @@ def figures_of(outcome: Outcome, seed: int) -> dict[str, Any]:
         "next_commit_p95_seconds": quantile(commits, 0.95),
         "undisturbed_seconds_to_report": {stage: round(wait, 3) for stage, wait in sorted(calm.items())},
         "lease_seconds": LEASE_MILLISECONDS / 1000,
-        "failed_starts": len(outcome.failed_starts),
         "seconds": round(outcome.seconds, 1),
         "seed": seed,
         "holds": {

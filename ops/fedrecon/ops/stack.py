@@ -54,6 +54,10 @@ _STEADY_SECONDS = 10.0
 """A service that lived so long did not die of its start."""
 
 
+class _KilledInStart(UserMistake):
+    """A service was killed before it was ready: the next start may go better."""
+
+
 @dataclass(slots=True)
 class Role:
     """One service of the stack.
@@ -164,6 +168,15 @@ class Stack:
         for role in self.roles.values():
             if role.running:
                 continue
+            self._restart_role(role)
+            mended.append(role.name)
+        if self.is_file_stale:
+            self._write_stack_file()
+        return mended
+
+    def _restart_role(self, role: Role) -> None:
+        """Start a service again that has died, until it is ready or has died too often."""
+        while not role.running:
             lived = time.monotonic() - role.started
             role.quick_deaths = 0 if lived > _STEADY_SECONDS else role.quick_deaths + 1
             if role.quick_deaths >= len(_PAUSES_SECONDS):
@@ -173,11 +186,8 @@ class Stack:
                 )
             time.sleep(_PAUSES_SECONDS[role.quick_deaths])
             self.is_file_stale = True
-            self._start_role(role)
-            mended.append(role.name)
-        if self.is_file_stale:
-            self._write_stack_file()
-        return mended
+            with contextlib.suppress(_KilledInStart):
+                self._start_role(role)
 
     def stop(self) -> None:
         """Stop everything, those that call before those that are called; Valkey last."""
@@ -251,8 +261,12 @@ class Stack:
             with contextlib.suppress(FileNotFoundError):
                 ready: dict[str, Any] = json.loads(ready_file.read_text())
                 return ready
+            if self.valkey is not None and not self.valkey.running:
+                self.valkey.start()  # who starts waits for it, and nobody else would start it meanwhile
+                self.is_file_stale = True
             if not role.running:
-                raise UserMistake(
+                was_killed = role.process is not None and role.process.returncode < 0
+                raise (_KilledInStart if was_killed else UserMistake)(
                     f"The {role.name} did not start.",
                     f"The end of its log {self._log_of(role)}:\n{self._log_end(role)}",
                 )
