@@ -7,6 +7,7 @@ import sys
 
 from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.answers import NotDrawn
+from fedrecon.coordinator.collecting import Collector
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.service import CoordinatorService
@@ -45,12 +46,14 @@ async def start(service: Service[CoordinatorSettings]) -> None:
         blobs_target=settings.blobs_target,
         kept_rounds=settings.kept_rounds,
         kept_checkpoints=settings.kept_checkpoints,
+        blobs_grace_milliseconds=round(settings.blobs_grace_hours * 3_600_000),
     )
     roster = Roster(around)
     idle_milliseconds = round(settings.idle_retry_seconds * 1000)
     service.add(add_CoordinatorServicer_to_server, CoordinatorService(roster, idle_milliseconds))
     service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True)
     service.run("run all tasks", roster.run())
+    service.run("collect blobs", Collector(around).run())
     service.run("let waiting devices go", _let_go(roster, service.stopping))
 
 

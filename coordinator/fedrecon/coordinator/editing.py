@@ -14,7 +14,7 @@ import grpc
 from fedrecon.coordinator.entries import Entry
 from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.tasks import CheckpointCommitted, Event, RolledBack, Task
-from fedrecon.ops.blobs import BlobStore
+from fedrecon.ops.blobs import BlobMissing, BlobStore
 from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.task_pb2 import TaskSpec
 
@@ -73,11 +73,14 @@ def find_checkpoint(task: Task, entries: Iterable[Entry[Event]], number: int, bl
             "List its checkpoints.",
         )
     for blob in (checkpoint, state):
-        if blob is not None and blobs.size(blob.digest) is None:
+        try:
+            if blob is not None:
+                blobs.refresh(blob.digest)  # whoever collects blobs spares it until it is live
+        except BlobMissing as error:
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "CHECKPOINT_GONE",
                 f"The checkpoint of round {number} is not stored any more.",
                 "Choose a newer one, or restore its blobs from a backup.",
-            )
+            ) from error
     return RolledBack(number, checkpoint, state, "", "")

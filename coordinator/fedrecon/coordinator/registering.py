@@ -6,6 +6,8 @@ again, with the same specification, and finishes what was begun.
 
 from __future__ import annotations
 
+import contextlib
+
 import grpc
 
 from fedrecon.coordinator import ledger
@@ -17,13 +19,15 @@ from fedrecon.coordinator.entries import (
     registry_entries,
     task_entries,
 )
+from fedrecon.coordinator.named_blobs import references_in
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.specs import InvalidSpec, check_spec
 from fedrecon.coordinator.tasks import TaskCreated
-from fedrecon.ops.blobs import BlobStore
+from fedrecon.ops.blobs import BlobMissing, BlobStore
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.journal import Append, Journal, StaleWriter
+from fedrecon.v1.plan_pb2 import Manifest
 from fedrecon.v1.task_pb2 import TaskSpec
 
 _ADVICE = {
@@ -57,6 +61,7 @@ def read_spec(spec: TaskSpec, blobs: BlobStore, operator: str) -> TaskCreated:
     kept = TaskSpec()
     kept.CopyFrom(spec)
     kept.plan.size = blobs.size(spec.plan.digest) or 0
+    _refresh(prepared.manifest, spec, blobs)
     initial = prepared.manifest.initial_checkpoint
     return TaskCreated(
         spec=kept.SerializeToString(deterministic=True),
@@ -65,6 +70,13 @@ def read_spec(spec: TaskSpec, blobs: BlobStore, operator: str) -> TaskCreated:
         maximum_attempts=spec.rounds.maximum_attempts,
         operator=operator,
     )
+
+
+def _refresh(manifest: Manifest, spec: TaskSpec, blobs: BlobStore) -> None:
+    """Makes all parts young: whoever collects blobs spares them until the task that names them is kept."""
+    for digest in {*references_in(manifest), *references_in(spec)}:
+        with contextlib.suppress(BlobMissing):  # what is needed was looked for before
+            blobs.refresh(digest)
 
 
 async def register_task(journal: Journal, name: str, created: TaskCreated, now: int) -> None:

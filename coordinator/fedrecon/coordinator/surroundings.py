@@ -25,6 +25,7 @@ class Surroundings:
         blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
         kept_rounds: Newest rounds of a task whose every event stays in the journal.
         kept_checkpoints: Newest commits of a task that can be rolled back to.
+        blobs_grace_milliseconds: Age below which no blob is removed.
     """
 
     journal: Journal
@@ -36,3 +37,4 @@ class Surroundings:
     blobs_target: str = ""
     kept_rounds: int = 100
     kept_checkpoints: int = 20
+    blobs_grace_milliseconds: int = 24 * 3_600_000

@@ -22,7 +22,7 @@ from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from fedrecon.ops.blob_contract import CHUNK_BYTES, NOTES, StoredBlob, checked_note
-from fedrecon.ops.blob_reading import ASIDE, blob_chunks, digest_in, hashed, name_of, read_blob
+from fedrecon.ops.blob_reading import ASIDE, blob_chunks, digest_in, hashed, missing, name_of, read_blob
 
 _SPOOLED_BYTES = 64 << 20
 _WHOLE_OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
@@ -37,6 +37,8 @@ _SURELY_CONDEMNED_SECONDS = 60.0
 
 _CONDEMNED_SECONDS = 600.0
 _PARDON_POLL_SECONDS = 0.2
+_FRESH_SECONDS = 600.0
+"""Age up to which an object need not be written again to count as young."""
 
 
 class FsspecBlobs:
@@ -109,8 +111,14 @@ class FsspecBlobs:
                     yield StoredBlob(digest, int(status["size"]), self._written(path, status))
 
     def refresh(self, digest: bytes) -> None:
-        """Make a blob count as written just now, by writing it again. See `BlobStore.refresh`."""
-        self.put(self.chunks(digest))
+        """Make a blob count as written just now, by writing it again if need be. See `BlobStore.refresh`."""
+        path = self._path(digest)
+        try:
+            written = self._written(path, self._store.info(path))
+        except FileNotFoundError as error:
+            raise missing(digest) from error
+        if time.time() * 1000 - written > _FRESH_SECONDS * 1000:
+            self.put(self.chunks(digest))
 
     def delete_unless_written(self, digest: bytes, since_milliseconds: int) -> bool:
         """Remove a blob that nobody has written since. See `BlobStore.delete_unless_written`."""

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     blobs_url: str = Field(
         "", repr=False, description="where blobs lie, for example s3://bucket/prefix; empty is a folder in home"
     )
+    blobs_grace_hours: float = Field(
+        24.0, ge=1, description="age below which no blob is removed; inference refreshes in time what it serves"
+    )
     home: Path = Field(Path("./.fedrecon"), description="folder of the local stack")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["auto", "json", "console"] = Field(
