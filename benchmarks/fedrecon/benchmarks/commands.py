@@ -31,6 +31,15 @@ def footprint(as_json: AsJson = False) -> None:
 
 
 @bench.command()
+def ingest(as_json: AsJson = False) -> None:
+    """Upload reports to an aggregator, and to a bare gRPC server that discards them; weigh its memory."""
+    from fedrecon.benchmarks.ingest import measure_ingest
+    from fedrecon.benchmarks.measures import result_of
+
+    _print(result_of("ingest", measure_ingest()), as_json=as_json)
+
+
+@bench.command()
 def simulation(
     data: Annotated[
         Path | None,
@@ -43,6 +52,18 @@ def simulation(
     from fedrecon.benchmarks.simulation import measure_simulation
 
     _print(result_of("simulation", measure_simulation(data)), as_json=as_json)
+
+
+@bench.command()
+def pacing(
+    plot: Annotated[Path | None, typer.Option("--plot", help="where a chart of check-ins a minute is written")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate two days of check-ins of a small and a large population."""
+    from fedrecon.benchmarks.measures import result_of
+    from fedrecon.benchmarks.pacing import measure_pacing
+
+    _print(result_of("pacing", measure_pacing(plot)), as_json=as_json)
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:

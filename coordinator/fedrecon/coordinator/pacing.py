@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 LEAST_WAIT_MILLISECONDS = 500
 LONGEST_WAIT_MILLISECONDS = 24 * 60 * 60 * 1000
-CALLS_FOR_EACH_PLACE = 4.0
-"""Devices that should call in a selection for each that it takes: some will not fit, or will have gone."""
+CALLS_FOR_EACH_PLACE = 16.0
+"""Devices that should call in a selection for each that it takes: calls cost little, and the more there are, the more
+evenly everybody is drawn; a population that is no larger than this is gathered whole."""
 BUSYNESS = (0.5, 2.0)
 """Busiest and quietest hours count no more than this."""
 
@@ -74,10 +75,10 @@ def pace(rhythm: Rhythm, devices: int, busyness: float = 1.0) -> Windows:
 
     Example:
         >>> rhythm = Rhythm(until_selection=4_000, selection=2_000, reporting=8_000, separation=0, cohort_size=10)
-        >>> pace(rhythm, 15).rejected
+        >>> pace(rhythm, 100).rejected
         Window(minimum=4000, maximum=6000)
-        >>> pace(rhythm, 2_000).rejected
-        Window(minimum=4000, maximum=1000000)
+        >>> pace(rhythm, 16_000).rejected
+        Window(minimum=4000, maximum=2000000)
     """
     a_round = rhythm.selection + rhythm.reporting
     rounds_between = devices / (CALLS_FOR_EACH_PLACE * rhythm.cohort_size)
