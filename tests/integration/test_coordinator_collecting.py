@@ -30,9 +30,10 @@ from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal import Append
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.metrics import Metrics
+from fedrecon.v1.admin_pb2 import CollectBlobsRequest
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.manifests import read_manifest
-from support.coordinating import KEY, TASK, make_plan, make_spec, until_true
+from support.coordinating import CALL_SECONDS, KEY, TASK, house, make_plan, make_spec, until_true
 
 KEPT = 3
 PLAN_PARTS = 3  # manifest, initial checkpoint, vocabulary
@@ -333,3 +334,16 @@ async def test_whatever_fails_the_collector_goes_on(local: Deployment, monkeypat
     finally:
         running.cancel()
     assert failures >= 3
+
+
+async def test_operators_ask_a_coordinator_to_collect(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        await coordinator.create(make_spec(built.plan))
+        orphan = built.blobs.put(b"orphan")
+        os.utime(built.blobs._path(orphan), (1, 1))
+        for dry_run, is_there in ((True, True), (False, False)):
+            request = CollectBlobsRequest(dry_run=dry_run)
+            found = await coordinator.admin.CollectBlobs(request, timeout=CALL_SECONDS)
+            assert (found.needed, found.removed, found.removed_bytes) == (PLAN_PARTS, 1, len(b"orphan"))
+            assert (built.blobs.size(orphan) is not None) == is_there

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import grpc
 
 from fedrecon.coordinator import ledger, stories, tasks
+from fedrecon.coordinator.collecting import Collector
 from fedrecon.coordinator.editing import find_checkpoint, require_editable
 from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
@@ -59,6 +60,7 @@ class AdminService(AdminServicer):
         self._around = roster.around
         self._stopping = stopping
         self._reader = Reader(roster.around.journal)
+        self._collector = Collector(roster.around)
 
     async def PutBlob(  # noqa: N802 - the contract's name, as all that follow
         self, request_iterator: AsyncIterator[admin_pb2.PutBlobRequest], context: Any
@@ -231,6 +233,14 @@ class AdminService(AdminServicer):
             audit += audit_messages(name, await ledger.load_task_entries(self._around.journal, name))
         audit.sort(key=lambda entry: entry.unix_milliseconds, reverse=True)
         return admin_pb2.ListAuditResponse(entries=audit[: request.limit or _DEFAULT_LIMIT])
+
+    async def CollectBlobs(  # noqa: N802
+        self, request: admin_pb2.CollectBlobsRequest, context: Any
+    ) -> admin_pb2.CollectBlobsResponse:
+        """Removes blobs that nothing needs any more, or tells which would go."""
+        del context
+        swept = await self._collector.collect(dry_run=request.dry_run)
+        return admin_pb2.CollectBlobsResponse(**asdict(swept))
 
     async def _change(self, name: str, event: tasks.Event, wanted: State) -> admin_pb2.Task:
         while True:
