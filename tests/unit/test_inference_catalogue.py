@@ -192,3 +192,33 @@ async def test_before_the_coordinator_was_heard_no_task_is_called_unknown(export
     async with followed:
         await followed.until_refused("UNKNOWN_TASK", "films")
     assert exports.exported == []
+
+
+class Blobs:
+    """Notes what is refreshed; fails as told."""
+
+    def __init__(self) -> None:
+        self.refreshed: list[bytes] = []
+        self.failures: list[Exception] = []
+
+    def refresh(self, digest: bytes) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.refreshed.append(digest)
+
+
+async def test_what_is_served_is_refreshed_and_exported_again_where_it_is_missing(exports: Exports) -> None:
+    blobs = Blobs()
+    async with Followed(Admin(task_with("first"))) as followed:
+        followed.catalogue._blobs = cast("Any", blobs)
+        await followed.until_live("first")
+        keeping = asyncio.create_task(followed.catalogue.keep_served(0.01))
+        await until(lambda: len(blobs.refreshed) >= 4)
+        assert len(exports.exported) == 1
+        blobs.failures = [OSError("the store is away"), BlobMissing("it was removed")]
+        await until(lambda: len(exports.exported) == 2)
+        assert exports.exported[0] == exports.exported[1]
+        before = len(blobs.refreshed)
+        await until(lambda: len(blobs.refreshed) > before)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)

@@ -16,6 +16,9 @@ from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 from fedrecon.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 
+_REFRESHED = 4
+"""How often what is served is refreshed within the grace time of blobs."""
+
 
 async def start(service: Service[InferenceSettings]) -> None:
     """Opens the blobs, follows the coordinator's tasks, and answers."""
@@ -32,6 +35,7 @@ async def start(service: Service[InferenceSettings]) -> None:
     service.add(add_InferenceServicer_to_server, InferenceService(catalogue, recommending, service.metrics))
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
     service.run("follow tasks", catalogue.follow())
+    service.run("keep what is served", catalogue.keep_served(settings.blobs_grace_hours * 3600 / _REFRESHED))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Rules:
 - The newest wins: what was committed while another checkpoint is exported is exported next, and only the last of it.
 - A checkpoint that cannot be exported never displaces one that can: what was live stays, and the log says why.
 - Without the coordinator everything live goes on being served. Nothing is kept here: after a restart it is asked again.
+- No task names a recommender, so blobs that are served are refreshed before anybody may collect them; one that is
+  missing all the same is exported again.
 - Until the gate of evaluation rounds exists, every committed checkpoint is live.
 """
 
@@ -51,12 +53,16 @@ class _Followed:
         changed: set when there is something newer.
         publication: what is live; None before the first export.
         problem: why the newest checkpoint is not live; empty if it is.
+        taken: the task as it was exported last.
+        done: what shaped that export; empty while none has ended.
     """
 
     newest: Task | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     publication: Publication | None = None
     problem: str = ""
+    taken: Task | None = None
+    done: tuple[bytes, ...] = ()
 
     def offer(self, task: Task) -> None:
         self.newest = task
@@ -67,7 +73,14 @@ class _Followed:
             self.changed.clear()
             await self.changed.wait()
         task, self.newest = self.newest, None
+        self.taken = task
         return task
+
+    def again(self) -> None:
+        """Lets the last export be made again, unless there is something newer."""
+        self.done = ()
+        if self.newest is None and self.taken is not None:
+            self.offer(self.taken)
 
 
 class Catalogue:
@@ -139,6 +152,26 @@ class Catalogue:
                     self._listed = True
                 await asyncio.sleep(LISTING_SECONDS)
 
+    async def keep_served(self, seconds: float) -> None:
+        """Keeps what is served from being collected, until it is cancelled.
+
+        Args:
+            seconds: time between two refreshments, well below the grace time of blobs.
+        """
+        while True:
+            await asyncio.sleep(seconds)
+            for name, followed in list(self._followed.items()):
+                if (live := followed.publication) is None:
+                    continue
+                try:
+                    for blob in (live.recommender, live.vocabulary):
+                        await asyncio.to_thread(self._blobs.refresh, blob.digest)
+                except (BlobMissing, CorruptBlob) as error:
+                    _log.error("recommender will be exported again", task=name, why=str(error))
+                    followed.again()
+                except OSError as error:  # tried again the next time: the grace time is long
+                    _log.warning("recommender not refreshed", task=name, error=type(error).__name__)
+
     async def _watch(self, name: str, followed: _Followed) -> None:
         """Offers every state of a task; a lost stream is opened again."""
         while True:
@@ -152,11 +185,10 @@ class Catalogue:
 
     async def _publish(self, followed: _Followed) -> None:
         """Exports the newest checkpoint whenever it, or what shapes its recommender, has changed."""
-        done: tuple[bytes, ...] = ()
         while True:
             task = await followed.take()
             wanted = _shape(task)
-            if not task.checkpoint.digest or wanted == done:
+            if not task.checkpoint.digest or wanted == followed.done:
                 continue
             try:
                 publication = await asyncio.get_running_loop().run_in_executor(
@@ -169,15 +201,15 @@ class Catalogue:
                 if followed.newest is None:
                     followed.offer(task)
             except ValueError as error:  # what the parts say of themselves: trying again would change nothing
-                done, followed.problem = wanted, str(error)
+                followed.done, followed.problem = wanted, str(error)
                 self._metrics.export_total.labels(outcome="refused").inc()
                 _log.error("checkpoint cannot be served", task=task.spec.name, why=str(error))
             except Exception as error:  # noqa: BLE001 - a plan that breaks the exporter must not stop the other tasks
-                done, followed.problem = wanted, f"the export failed: {type(error).__name__}"
+                followed.done, followed.problem = wanted, f"the export failed: {type(error).__name__}"
                 self._metrics.export_total.labels(outcome="failed").inc()
                 _log.error("export failed", task=task.spec.name, exc_info=error)
             else:
-                done, followed.problem, followed.publication = wanted, "", publication
+                followed.done, followed.problem, followed.publication = wanted, "", publication
                 self._note_published(publication)
 
     async def _round_of(self, task: Task) -> int:
