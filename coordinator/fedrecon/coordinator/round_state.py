@@ -57,6 +57,8 @@ class Round:
         closed: Its sums.
         committed: What it made.
         abandoned: Why it was given up.
+        by_device: Places of its cohort by the mark of their device.
+        by_session: The same by their session.
     """
 
     opened: Opened
@@ -71,6 +73,8 @@ class Round:
     closed: GroupsClosed | None = None
     committed: Committed | None = None
     abandoned: Abandoned | None = None
+    by_device: Mapping[bytes, Slot] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
+    by_session: Mapping[bytes, Slot] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
 
     @property
     def number(self) -> int:
@@ -114,11 +118,11 @@ class Round:
 
     def slot_of_device(self, device: bytes) -> Slot | None:
         """Returns the place of a device, by its mark."""
-        return next((slot for slot in self.slots if slot.device == device), None)
+        return self.by_device.get(device)
 
     def has_session(self, session: bytes) -> bool:
         """Whether a session was assigned in this attempt."""
-        return any(slot.session == session for slot in self.slots)
+        return session in self.by_session
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def _check_finished(attempt: Round, event: SessionsFinished) -> None:
     sessions = {finish.session for finish in event.finished}
     if len(sessions) != len(event.finished) or not sessions.isdisjoint(attempt.finishes):
         raise IllegalEvent("a session ends once")
-    if not sessions <= {slot.session for slot in attempt.slots}:
+    if not sessions <= attempt.by_session.keys():
         raise IllegalEvent("a session that was not assigned cannot end")
 
 

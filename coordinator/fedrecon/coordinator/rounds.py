@@ -104,7 +104,14 @@ def step(attempt: Round | None, event: Event, now: int) -> tuple[Round, tuple[Ef
     after = replace(attempt, phase=following, phase_since=attempt.phase_since if following == attempt.phase else now)
     match event:
         case Assigned():
-            return replace(after, assigned=event, assigned_at=now), (SendAssignments(), WatchGroups())
+            after = replace(
+                after,
+                assigned=event,
+                assigned_at=now,
+                by_device=MappingProxyType({slot.device: slot for slot in event.slots}),
+                by_session=MappingProxyType({slot.session: slot for slot in event.slots}),
+            )
+            return after, (SendAssignments(), WatchGroups())
         case SessionsFinished():
             ends = {finish.session: finish for finish in event.finished}
             return replace(after, finishes=MappingProxyType({**attempt.finishes, **ends})), ()
