@@ -2,12 +2,16 @@
 
 Rules: a device has one place, and its newest call has it. A call that ends gives its place up. Only as many as could
 possibly be drawn are kept: whoever has too large a priority is answered at once instead of waiting in vain.
+
+A heap tells who has the largest priority. It may hold devices that have gone; they are skipped when they come up, and
+dropped when they are most of it, so that an arrival costs little however many wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -18,6 +22,10 @@ Answer = TypeVar("Answer")
 
 SPARE = 2
 """Devices kept for each place: calls end before they are drawn, and their places go to others."""
+
+
+_LEAST_TIDIED = 64
+"""Entries of the heap below which none is looked for that has gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +53,7 @@ class WaitingRoom(Generic[Answer]):
         self._superseded = superseded
         self._full = full
         self._places: dict[bytes, Place[Answer]] = {}
+        self._largest: list[tuple[int, bytes]] = []  # negated priority and negated device: the first is the last drawn
 
     def __len__(self) -> int:
         return len(self._places)
@@ -67,9 +76,10 @@ class WaitingRoom(Generic[Answer]):
             priority = before.candidate.priority
         place = Place(Candidate(priority, device), asyncio.get_running_loop().create_future())
         self._places[device] = place
+        if before is None:
+            self._push(place.candidate)
         if len(self._places) > SPARE * capacity:
-            last = max(self._places.values(), key=lambda each: each.candidate)
-            del self._places[last.candidate.device]
+            last = self._pop_last()
             self._answer(last, self._full)
         try:
             yield place.answer, priority
@@ -80,6 +90,21 @@ class WaitingRoom(Generic[Answer]):
     def smallest(self, size: int) -> tuple[Candidate, ...]:
         """Returns the devices that a draw of this size takes, in order."""
         return merge([[place.candidate for place in self._places.values()]], size)
+
+    def _push(self, candidate: Candidate) -> None:
+        if len(self._largest) >= max(2 * len(self._places), _LEAST_TIDIED):
+            self._largest = [_entry(place.candidate) for place in self._places.values()]
+            heapq.heapify(self._largest)
+        else:
+            heapq.heappush(self._largest, _entry(candidate))
+
+    def _pop_last(self) -> Place[Answer]:
+        """Takes the place of whoever would be drawn last."""
+        while True:
+            priority, inverted = heapq.heappop(self._largest)
+            place = self._places.get(_inverted(inverted))
+            if place is not None and place.candidate.priority == -priority:
+                return self._places.pop(place.candidate.device)
 
     def answer(self, device: bytes, answer: Answer) -> None:
         """Ends a device's wait; nothing happens if it has gone."""
@@ -102,3 +127,12 @@ class WaitingRoom(Generic[Answer]):
     def _answer(place: Place[Answer], answer: Answer) -> None:
         if not place.answer.done():
             place.answer.set_result(answer)
+
+
+def _entry(candidate: Candidate) -> tuple[int, bytes]:
+    """Returns what sorts the other way round than a candidate; devices are as long as each other."""
+    return -candidate.priority, _inverted(candidate.device)
+
+
+def _inverted(device: bytes) -> bytes:
+    return bytes(255 - byte for byte in device)
