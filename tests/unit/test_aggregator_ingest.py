@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -30,19 +32,19 @@ def staging(limit: int = 10_000) -> tuple[Staging, Time, list[float]]:
     return Staging(limit, time, held.append), time, held
 
 
-def send(place: Staging, upload: StagedUpload, offset: int = 0, until: int = len(CONTENT)) -> None:
+async def send(place: Staging, upload: StagedUpload, offset: int = 0, until: int = len(CONTENT)) -> None:
     for chunk in cut(CONTENT[:until], offset, 300):
-        place.append(upload, chunk, upload.connection)
+        await place.append(upload, chunk, upload.connection)
 
 
 def refusal(reason: str) -> pytest.RaisesExc[Refusal]:
     return pytest.raises(Refusal, check=lambda refused: refused.reason == reason)
 
 
-def test_a_whole_upload_is_intact() -> None:
+async def test_a_whole_upload_is_intact() -> None:
     place, _, held = staging()
     upload = place.begin(key(1), len(CONTENT), DIGEST, 0)
-    send(place, upload)
+    await send(place, upload)
     assert upload.whole
     assert upload.intact
     assert bytes(upload.content) == CONTENT
@@ -50,81 +52,81 @@ def test_a_whole_upload_is_intact() -> None:
     assert held == [1_000, 0]
 
 
-def test_an_interrupted_upload_goes_on_where_it_stopped() -> None:
+async def test_an_interrupted_upload_goes_on_where_it_stopped() -> None:
     place, time, _ = staging()
     first = place.begin(key(1), len(CONTENT), DIGEST, 0)
-    send(place, first, until=600)
+    await send(place, first, until=600)
     place.disconnect(first, first.connection)
     time.seconds = 3_600.0
     assert place.received(key(1)) == 600
     second = place.begin(key(1), len(CONTENT), DIGEST, 600)
-    send(place, second, offset=600)
+    await send(place, second, offset=600)
     assert second.intact
 
 
-def test_a_newer_connection_takes_over() -> None:
+async def test_a_newer_connection_takes_over() -> None:
     place, _, _ = staging()
     upload = place.begin(key(1), len(CONTENT), DIGEST, 0)
     old = upload.connection
-    send(place, upload, until=300)
+    await send(place, upload, until=300)
     place.begin(key(1), len(CONTENT), DIGEST, 300)
     with refusal("UPLOAD_REPLACED"):
-        place.append(upload, next(cut(CONTENT, 300, 300)), old)
+        await place.append(upload, next(cut(CONTENT, 300, 300)), old)
     place.disconnect(upload, old)
     assert upload.connected
 
 
-def test_beginning_anew_replaces_what_was_there() -> None:
+async def test_beginning_anew_replaces_what_was_there() -> None:
     place, _, _ = staging(limit=1_000)
     old = place.begin(key(1), len(CONTENT), DIGEST, 0)
     connection = old.connection
-    send(place, old, until=300)
+    await send(place, old, until=300)
     new = place.begin(key(1), len(CONTENT), DIGEST, 0)
     assert place.received(key(1)) == 0
     with refusal("UPLOAD_REPLACED"):
-        place.append(old, next(cut(CONTENT, 300, 300)), connection)
-    send(place, new)
+        await place.append(old, next(cut(CONTENT, 300, 300)), connection)
+    await send(place, new)
     assert new.intact
 
 
 @pytest.mark.parametrize(
     ("size", "digest", "offset"), [(1_000, DIGEST, 299), (1_000, bytes(32), 300), (999, DIGEST, 300)]
 )
-def test_going_on_with_something_else_is_refused(size: int, digest: bytes, offset: int) -> None:
+async def test_going_on_with_something_else_is_refused(size: int, digest: bytes, offset: int) -> None:
     place, _, _ = staging()
-    send(place, place.begin(key(1), len(CONTENT), DIGEST, 0), until=300)
+    await send(place, place.begin(key(1), len(CONTENT), DIGEST, 0), until=300)
     with refusal("WRONG_OFFSET"):
         place.begin(key(1), size, digest, offset)
     with refusal("WRONG_OFFSET"):
         place.begin(key(2), len(CONTENT), DIGEST, 300)
 
 
-def test_a_damaged_chunk_is_refused_and_what_came_before_is_kept() -> None:
+async def test_a_damaged_chunk_is_refused_and_what_came_before_is_kept() -> None:
     place, _, _ = staging()
     upload = place.begin(key(1), len(CONTENT), DIGEST, 0)
-    send(place, upload, until=300)
+    await send(place, upload, until=300)
     chunk = next(cut(CONTENT, 300, 300))
     chunk.data = chunk.data[:-1] + b"\x00"
     with refusal("DAMAGED_CHUNK") as caught:
-        place.append(upload, chunk, upload.connection)
+        await place.append(upload, chunk, upload.connection)
     assert caught.value.code is grpc.StatusCode.DATA_LOSS
-    send(place, upload, offset=300)
+    await send(place, upload, offset=300)
     assert upload.intact
 
 
 @pytest.mark.parametrize("offset", [0, 299, 301, 900])
-def test_chunks_out_of_order_are_refused(offset: int) -> None:
+async def test_chunks_out_of_order_are_refused(offset: int) -> None:
     place, _, _ = staging()
     upload = place.begin(key(1), len(CONTENT), DIGEST, 0)
-    send(place, upload, until=300)
+    await send(place, upload, until=300)
     with refusal("CHUNK_ORDER"):
-        place.append(upload, next(cut(CONTENT, offset, 300)), upload.connection)
+        await place.append(upload, next(cut(CONTENT, offset, 300)), upload.connection)
 
 
-def test_other_bytes_than_announced_are_not_intact() -> None:
+async def test_other_bytes_than_announced_are_not_intact() -> None:
     place, _, _ = staging()
     upload = place.begin(key(1), len(CONTENT), bytes(32), 0)
-    send(place, upload)
+    await send(place, upload)
     assert upload.whole
     assert not upload.intact
 
@@ -140,11 +142,11 @@ def test_a_full_staging_refuses_with_a_retry_window() -> None:
     assert place.received(key(3)) == 0
 
 
-def test_only_uploads_that_nobody_touches_make_room() -> None:
+async def test_only_uploads_that_nobody_touches_make_room() -> None:
     place, time, _ = staging(limit=3_000)
     uploads = [place.begin(key(number), 1_000, DIGEST, 0) for number in range(3)]
     for upload in uploads:
-        send(place, upload, until=300)
+        await send(place, upload, until=300)
     place.disconnect(uploads[1], 0)
     time.seconds = 30.0
     place.disconnect(uploads[0], 0)
@@ -155,17 +157,17 @@ def test_only_uploads_that_nobody_touches_make_room() -> None:
         place.begin(key(8), 1_000, DIGEST, 0)
 
 
-def test_a_connection_that_is_silent_for_minutes_holds_no_room() -> None:
+async def test_a_connection_that_is_silent_for_minutes_holds_no_room() -> None:
     place, time, _ = staging(limit=1_000)
     silent = place.begin(key(1), 1_000, DIGEST, 0)
-    send(place, silent, until=300)
+    await send(place, silent, until=300)
     time.seconds = 299.0
     with refusal("STAGING_FULL"):
         place.begin(key(2), 1_000, DIGEST, 0)
     time.seconds = 300.0
     place.begin(key(2), 1_000, DIGEST, 0)
     with refusal("UPLOAD_REPLACED"):
-        place.append(silent, next(cut(CONTENT, 300, 300)), 0)
+        await place.append(silent, next(cut(CONTENT, 300, 300)), 0)
 
 
 def test_the_end_of_an_attempt_forgets_its_uploads_only() -> None:
@@ -174,6 +176,34 @@ def test_the_end_of_an_attempt_forgets_its_uploads_only() -> None:
     place.begin(("films", 1, 2, bytes(16)), 1_000, DIGEST, 0)
     place.drop_attempt("films", 1, 1)
     assert place.bytes_held == 1_000
+
+
+async def test_a_large_upload_in_one_piece_or_in_several_is_intact() -> None:
+    content = bytes(range(256)) * 1024
+    for size in (len(content), 100_000):
+        for digest, intact in ((digest_of(content), True), (DIGEST, False)):
+            place, _, _ = staging(limit=1 << 20)
+            upload = place.begin(key(1), len(content), digest, 0)
+            for chunk in cut(content, 0, size):
+                await place.append(upload, chunk, upload.connection)
+            assert upload.whole
+            assert upload.intact is intact
+            assert bytes(upload.content) == content
+
+
+async def test_a_connection_that_is_replaced_while_its_chunk_is_checked_adds_nothing() -> None:
+    content = bytes(range(256)) * 1024
+    place, _, _ = staging(limit=1 << 20)
+    upload = place.begin(key(1), len(content), digest_of(content), 0)
+    checking = asyncio.create_task(place.append(upload, next(cut(content, 0, 100_000)), upload.connection))
+    await asyncio.sleep(0)
+    upload.connection += 1
+    with refusal("UPLOAD_REPLACED"):
+        await checking
+    assert upload.received == 0
+    for chunk in cut(content, 0, 100_000):
+        await place.append(upload, chunk, upload.connection)
+    assert upload.intact
 
 
 def test_chunks_are_counted_as_they_are_cut() -> None:

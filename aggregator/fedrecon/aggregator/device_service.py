@@ -150,7 +150,7 @@ class DeviceService(AggregatorServicer):
                     raise round_closed()
                 if part.WhichOneof("part") != "chunk":
                     raise malformed("after the header come chunks")
-                self._staging.append(upload, part.chunk, connection)
+                await self._staging.append(upload, part.chunk, connection)
         finally:
             self._staging.disconnect(upload, connection)
         if attempt.holding(session) is not None or upload.connection != connection:

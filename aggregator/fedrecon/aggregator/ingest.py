@@ -10,6 +10,7 @@ upload: a newer connection takes over from an older one. Nothing is on disk, so 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Callable
@@ -25,9 +26,26 @@ from fedrecon.wire.digests import DigestMismatchError
 
 _IDLE_SECONDS = 60.0
 _SILENT_SECONDS = 300.0
+_INLINE_BYTES = 64 << 10
+"""Chunks up to this size are checked in the event loop: handing them to a thread would cost more."""
 
 StagingKey = tuple[str, int, int, bytes]
 """Task, round, attempt, session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk that was found to be the next one, and undamaged.
+
+    Attributes:
+        data: its bytes.
+        seen: the hash of all bytes up to its end; None where it is the whole, whose digest is the chunk's.
+        digest: the chunk's digest.
+    """
+
+    data: bytes
+    seen: Any
+    digest: bytes
 
 
 @dataclass(slots=True)
@@ -36,7 +54,8 @@ class StagedUpload:
 
     Attributes:
         digest: SHA-256 of the whole, as announced.
-        content: the whole; the first `received` bytes are there.
+        size: bytes of the whole.
+        content: what of it is there; room for the whole once a part of it is.
         received: bytes that are there.
         connection: which of the session's connections brings it; grows.
         connected: whether that connection lives.
@@ -44,43 +63,37 @@ class StagedUpload:
     """
 
     digest: bytes
-    content: bytearray
+    size: int
     touched: float
+    content: bytes | bytearray = b""
     received: int = 0
     connection: int = 0
     connected: bool = True
     _seen: Any = field(default_factory=hashlib.sha256)
+    _whole_digest: bytes = b""
 
     @property
     def whole(self) -> bool:
         """Whether all bytes are there."""
-        return self.received == len(self.content)
+        return self.received == self.size
 
     @property
     def intact(self) -> bool:
         """Whether the bytes that came have the announced digest."""
-        return bool(self._seen.digest() == self.digest)
+        found: bytes = self._whole_digest or self._seen.digest()
+        return found == self.digest
 
-    def append(self, chunk: Chunk, connection: int, now: float) -> None:
-        """Adds the next chunk.
+    def check(self, chunk: Chunk) -> Piece:
+        """Returns the next chunk, checked; changes nothing, and may run in a thread.
 
         Args:
             chunk: the chunk.
-            connection: which connection brings it.
-            now: seconds of a monotonic clock.
 
         Raises:
-            Refusal: it is damaged, in the wrong place, or comes over a connection that another has replaced.
+            Refusal: it is damaged, or in the wrong place.
         """
-        if connection != self.connection:
-            raise Refusal(
-                grpc.StatusCode.ABORTED,
-                "UPLOAD_REPLACED",
-                "The session has begun a newer upload.",
-                "Go on with the newer one.",
-            )
         try:
-            piece = take(chunk, self.received, len(self.content))
+            data = take(chunk, self.received, self.size)
         except ChunkOrderError as error:
             raise Refusal(
                 grpc.StatusCode.INVALID_ARGUMENT, "CHUNK_ORDER", f"Upload: {error}.", "Ask for the upload's status."
@@ -92,10 +105,48 @@ class StagedUpload:
                 f"Upload: {error}.",
                 "Ask for the upload's status and send the rest again.",
             ) from error
-        self.content[self.received : self.received + len(piece)] = piece
-        self._seen.update(piece)
-        self.received += len(piece)
+        if len(data) == self.size:
+            return Piece(data, None, chunk.digest)
+        seen = self._seen.copy()
+        seen.update(data)
+        return Piece(data, seen, chunk.digest)
+
+    def keep(self, piece: Piece, connection: int, now: float) -> None:
+        """Adds a checked chunk.
+
+        Args:
+            piece: the chunk.
+            connection: which connection brings it.
+            now: seconds of a monotonic clock.
+
+        Raises:
+            Refusal: it comes over a connection that another has replaced.
+        """
+        self.refuse_replaced(connection)
+        if piece.seen is None:
+            self.content, self._whole_digest = piece.data, piece.digest
+        else:
+            if not self.content:
+                self.content = bytearray(self.size)
+            assert isinstance(self.content, bytearray)  # noqa: S101 - only a whole comes in one piece
+            self.content[self.received : self.received + len(piece.data)] = piece.data
+            self._seen = piece.seen
+        self.received += len(piece.data)
         self.touched = now
+
+    def refuse_replaced(self, connection: int) -> None:
+        """Raises unless a connection is still the one that brings the upload.
+
+        Raises:
+            Refusal: another has replaced it.
+        """
+        if connection != self.connection:
+            raise Refusal(
+                grpc.StatusCode.ABORTED,
+                "UPLOAD_REPLACED",
+                "The session has begun a newer upload.",
+                "Go on with the newer one.",
+            )
 
 
 class Staging:
@@ -116,7 +167,7 @@ class Staging:
     @property
     def bytes_held(self) -> int:
         """Bytes that all uploads hold."""
-        return sum(len(upload.content) for upload in self._uploads.values())
+        return sum(upload.size for upload in self._uploads.values())
 
     def received(self, key: StagingKey) -> int:
         """Returns how many bytes of an upload are there; 0 if there is none."""
@@ -143,11 +194,11 @@ class Staging:
             connection = upload.connection + 1 if upload is not None else 0
             self.drop(key)
             self._make_room(size)
-            upload = StagedUpload(digest, bytearray(size), self._monotonic(), connection=connection)
+            upload = StagedUpload(digest, size, self._monotonic(), connection=connection)
             self._uploads[key] = upload
             self._held(self.bytes_held)
             return upload
-        if upload is None or offset != upload.received or digest != upload.digest or size != len(upload.content):
+        if upload is None or offset != upload.received or digest != upload.digest or size != upload.size:
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "WRONG_OFFSET",
@@ -164,9 +215,23 @@ class Staging:
             upload.connected = False
             upload.touched = self._monotonic()
 
-    def append(self, upload: StagedUpload, chunk: Chunk, connection: int) -> None:
-        """Adds the next chunk of an upload. See `StagedUpload.append`."""
-        upload.append(chunk, connection, self._monotonic())
+    async def append(self, upload: StagedUpload, chunk: Chunk, connection: int) -> None:
+        """Adds the next chunk of an upload.
+
+        Args:
+            upload: the upload.
+            chunk: the chunk; a large one is checked in a thread, so that those of several uploads are at once.
+            connection: which connection brings it.
+
+        Raises:
+            Refusal: it is damaged, in the wrong place, or comes over a connection that another has replaced.
+        """
+        upload.refuse_replaced(connection)
+        if chunk.ByteSize() <= _INLINE_BYTES:
+            piece = upload.check(chunk)
+        else:
+            piece = await asyncio.to_thread(upload.check, chunk)
+        upload.keep(piece, connection, self._monotonic())
 
     def drop(self, key: StagingKey) -> None:
         """Forgets an upload; nothing happens if there is none."""

@@ -50,11 +50,10 @@ def take(chunk: Chunk, expected_offset: int, limit: int) -> bytes:
     """
     if chunk.offset != expected_offset:
         raise ChunkOrderError(f"chunk at offset {chunk.offset}, but {expected_offset} comes next; ask for the status")
-    if not 0 < len(chunk.data) <= CHUNK_BYTES:
-        raise ChunkOrderError(
-            f"chunk of {len(chunk.data)} bytes at offset {chunk.offset}; allowed are 1 to {CHUNK_BYTES}"
-        )
-    if expected_offset + len(chunk.data) > limit:
-        raise ChunkOrderError(f"chunk ends at byte {expected_offset + len(chunk.data)} of {limit}: too many bytes")
-    verify_digest(chunk.data, chunk.digest, f"chunk at offset {chunk.offset}")
-    return chunk.data
+    data = chunk.data  # every reading of the field makes a copy
+    if not 0 < len(data) <= CHUNK_BYTES:
+        raise ChunkOrderError(f"chunk of {len(data)} bytes at offset {chunk.offset}; allowed are 1 to {CHUNK_BYTES}")
+    if expected_offset + len(data) > limit:
+        raise ChunkOrderError(f"chunk ends at byte {expected_offset + len(data)} of {limit}: too many bytes")
+    verify_digest(data, chunk.digest, f"chunk at offset {chunk.offset}")
+    return data
