@@ -49,7 +49,8 @@ class Simulators:
         """
         model = model_of(training, self.items, seed)
         # All that is compiled into steps; rates and schedules are not.
-        key = (training.factors, training.mean, training.bias, training.reconstruction, training.joint_rate is None)
+        form = (training.factors, training.mean, training.bias, training.clamped)
+        key = (*form, training.reconstruction, training.joint_rate is None)
         made = self._made.setdefault(key, Simulator(model, task_pb2.LocalWork(), self.compiled))
         made.model.module.load_state_dict(model.module.state_dict())
         # The copy shares with its original what was compiled.
@@ -72,6 +73,7 @@ def model_of(training: Federated, items: int, seed: int) -> FederatedModel:
         reconstruction=training.reconstruction,
         update_rate=training.update_rate,
         rating_limits=RATING_LIMITS,
+        clamped=training.clamped,
         seed=seed,
     )
     joint = training.joint_rate

@@ -71,6 +71,8 @@ class Federated:
         patience: looks without a better figure after which it ends.
         members: item tables trained apart, each from a seed of its own, and joined into one of as many factors times
             this: ridge reconstruction then averages their kernels, which errs less than any of them.
+        joined_reconstruction: of the joined table, which needs less of a pull; None: as its members'.
+        clamped: whether predictions beyond the rating limits count as the limits.
     """
 
     factors: int = 50
@@ -92,6 +94,8 @@ class Federated:
     evaluate_every: int = 50
     patience: int = 8
     members: int = 1
+    joined_reconstruction: Ridge | None = None
+    clamped: bool = False
 
 
 Training = Federated | CentralSgd | CentralAls
@@ -135,6 +139,8 @@ BEST = Federated(
     evaluate_every=100,
     patience=2,
     members=4,
+    joined_reconstruction=Ridge("rating", Hyperparameter(6.5, 1.0, 1000.0)),
+    clamped=True,
 )
 
 CENTRAL_SEEN = Row("centralised STANDARD", CentralSgd(rate=0.002), Judged.SEEN, 0.923, 43.2)

@@ -206,7 +206,9 @@ def _run_members(
         ITEM_VECTORS: torch.cat([each[ITEM_VECTORS] for each in tables], dim=1) / math.sqrt(count),
         ITEM_BIASES: torch.stack([each[ITEM_BIASES] for each in tables]).mean(0),
     }
-    judging = simulators.of(replace(alone, factors=training.factors * count), seed, evaluates=True)
+    reconstruction = training.joined_reconstruction or training.reconstruction
+    together = replace(alone, factors=training.factors * count, reconstruction=reconstruction)
+    judging = simulators.of(together, seed, evaluates=True)
     last = max(run.best for run in runs)
     run = Run(judging, joined, {}, last, (), seconds=0.0, bytes_each_way=runs[0].bytes_each_way)
     return replace(run, curve=(*runs[0].curve, Point(last, judge(run, judged, opened.validation, seed))))

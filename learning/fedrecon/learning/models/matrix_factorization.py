@@ -9,6 +9,8 @@ Volinsky 2009, Matrix Factorization Techniques for Recommender Systems.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,7 @@ def matrix_factorization(
     reconstruction: Reconstruction | None = None,
     update_rate: float = 0.5,
     rating_limits: tuple[float, float] = (0.5, 5.0),
+    clamped: bool = False,
     seed: int = 0,
 ) -> FederatedModel:
     """Returns matrix factorisation as a federated model.
@@ -71,12 +74,20 @@ def matrix_factorization(
         reconstruction: `GradientSteps()` unless stated; under `Ridge` the user vector starts at 0, where ridge pulls.
         update_rate: default rate of the update's SGD steps.
         rating_limits: smallest and largest rating.
+        clamped: whether metrics take a prediction beyond the limits for the limit; training never does, since such a
+            prediction would have no gradient.
         seed: of the initial item vectors.
     """
     reconstruction = reconstruction or GradientSteps()
     module = MatrixFactorization(items, factors, mean, bias, torch.Generator().manual_seed(seed))
     start: Initial = Constant(0.0) if isinstance(reconstruction, Ridge) else Uniform(INITIAL_BOUND)
     smallest, largest = rating_limits
+
+    def judged(metric: Callable[[Tensor, Tensors], Tensor]) -> Callable[[Tensor, Tensors], Tensor]:
+        if not clamped:
+            return metric
+        return lambda prediction, targets: metric(prediction.clamp(smallest, largest), targets)
+
     return FederatedModel(
         name="matrix factorization",
         module=module,
@@ -87,8 +98,8 @@ def matrix_factorization(
         ),
         loss=squared_error,
         metrics={
-            "squared_error": Metric(squared_error, bound=(largest - smallest) ** 2),
-            "within_half": Metric(within_half, bound=1.0),
+            "squared_error": Metric(judged(squared_error), bound=(largest - smallest) ** 2),
+            "within_half": Metric(judged(within_half), bound=1.0),
             "examples": Metric(each_example, bound=1.0),
         },
         bounds={"item_vectors.weight": 0.5} | ({"item_biases.weight": 0.5} if bias else {}),
