@@ -11,6 +11,7 @@ import pytest
 
 from fedrecon.device_sdk import Outcome
 from fedrecon.v1 import admin_pb2 as admin
+from fedrecon.v1.coordinator_pb2 import SESSION_KIND_EVALUATE, SESSION_KIND_TRAIN
 from support.town import Town
 
 MAXIMUM_WEIGHT = 100
@@ -52,6 +53,24 @@ def test_rounds_are_committed_with_dropouts_and_every_report_counts_once(town: T
     town.sleep()
     assert task.committed == 4
     assert town.dropouts > 0
+    assert_every_acknowledged_report_counts_once(town)
+
+
+def test_held_out_devices_evaluate_what_others_have_trained(town: Town, plan_folder: Path) -> None:
+    town.create_task(
+        plan_folder, "evaluation.every_rounds=1", "evaluation.held_out_share=0.4", "evaluation.report_goal=5"
+    )
+    town.wake()
+    town.wait_until(is_complete)
+    town.sleep()
+    rounds = {each.key.round: each for each in town.rounds() if each.phase == admin.ROUND_PHASE_COMMITTED}
+    kinds = [rounds[number].kind for number in (1, 2, 3, 4)]
+    assert kinds == [SESSION_KIND_TRAIN, SESSION_KIND_EVALUATE] * 2
+    for number in (2, 4):
+        assert rounds[number].checkpoint == rounds[number - 1].checkpoint
+        assert rounds[number].counted >= 5
+        sums = rounds[number].metric_sums
+        assert 0 < sums["squared_error"] / sums["examples"] < 4
     assert_every_acknowledged_report_counts_once(town)
 
 

@@ -171,7 +171,9 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
             "SECAGG_PLUS",
         ),
         (lambda spec: setattr(spec.privacy, "noise_multiplier", 1.0), "NOT_YET_SUPPORTED", "privacy"),
-        (lambda spec: setattr(spec.evaluation, "every_rounds", 5), "NOT_YET_SUPPORTED", "evaluation"),
+        (lambda spec: setattr(spec.evaluation, "every_rounds", 5), "INVALID_SPEC", "go together"),
+        (lambda spec: setattr(spec.evaluation, "held_out_share", 1.0), "INVALID_SPEC", "held_out_share"),
+        (lambda spec: setattr(spec.evaluation, "report_goal", 9), "INVALID_SPEC", "no evaluation rounds"),
         (lambda spec: setattr(spec.rounds, "maximum_over_selection", 1.1), "INVALID_SPEC", "maximum_over_selection"),
     ],
 )

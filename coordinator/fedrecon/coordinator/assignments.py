@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from fedrecon.coordinator.round_events import Blob, Slot
+from fedrecon.coordinator.round_events import Blob, Kind, Slot
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.specs import Prepared, work_of
 from fedrecon.ops.tokens import issue_token
@@ -23,12 +23,31 @@ PRIORITY_BYTES = 8
 _TICKET_MAC_BYTES = 16
 _MARK_DOMAIN = b"fedrecon mark 1"
 _TICKET_DOMAIN = b"fedrecon ticket 1"
+_HELD_OUT_DOMAIN = b"fedrecon held out 1"
 _PARTICIPATION_DOMAIN = b"fedrecon participation 1"
 
 
 def key_of(attempt: Round) -> RoundKey:
     """Returns an attempt's key on the wire."""
     return RoundKey(task=attempt.opened.task, round=attempt.number, attempt=attempt.attempt)
+
+
+def session_kind_of(kind: Kind) -> coordinator_pb2.SessionKind.ValueType:
+    """Returns what sessions are for, as the contract names it."""
+    return coordinator_pb2.SessionKind.Value(f"SESSION_KIND_{kind.value}")
+
+
+def is_held_out(key: bytes, task: str, device_key: bytes, share: float) -> bool:
+    """Returns whether a device is held out from a task's training, for good: by a keyed hash, which nobody chooses.
+
+    Args:
+        key: Of round tokens.
+        task: The task.
+        device_key: The device's.
+        share: Of devices that are held out.
+    """
+    drawn = int.from_bytes(_keyed(key, _HELD_OUT_DOMAIN, task.encode(), device_key)[:8], "little")
+    return drawn < share * (1 << 64)
 
 
 def reference_to(blob: Blob | None) -> BlobReference | None:
@@ -76,7 +95,7 @@ def make_assignment(key: bytes, prepared: Prepared, attempt: Round, slot: Slot, 
     return Assignment(
         session=slot.session,
         round=key_of(attempt),
-        kind=coordinator_pb2.SESSION_KIND_TRAIN,
+        kind=session_kind_of(attempt.kind),
         plan=spec.plan,
         signature=spec.signature if spec.HasField("signature") else None,
         checkpoint=reference_to(attempt.opened.checkpoint),
@@ -85,7 +104,7 @@ def make_assignment(key: bytes, prepared: Prepared, attempt: Round, slot: Slot, 
         blobs=blobs or attempt.assigned.aggregator,
         secure_sum=spec.secure_sum,
         work=work_of(spec, attempt.number),
-        layout=prepared.layout,
+        layout=None if attempt.kind is Kind.EVALUATE else prepared.layout,
         report_within_milliseconds=max(attempt.reporting_ends - now, 0),
         round_token=issue_token(key, key_of(attempt), slot.session, attempt.assigned.groups_expire_at),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedrecon.coordinator.assignments import key_of, reference_to
+from fedrecon.coordinator.assignments import key_of, reference_to, session_kind_of
 from fedrecon.coordinator.entries import Entry
 from fedrecon.coordinator.round_events import Outcome
 from fedrecon.coordinator.round_state import Phase, Round
@@ -18,7 +18,7 @@ from fedrecon.coordinator.tasks import (
     TaskPaused,
     TaskResumed,
 )
-from fedrecon.v1 import admin_pb2, coordinator_pb2
+from fedrecon.v1 import admin_pb2
 from fedrecon.v1.task_pb2 import TaskSpec
 
 _STATES = {
@@ -46,7 +46,7 @@ def round_message(attempt: Round, reports: int | None = None) -> admin_pb2.Round
     """
     message = admin_pb2.Round(
         key=key_of(attempt),
-        kind=coordinator_pb2.SESSION_KIND_TRAIN,
+        kind=session_kind_of(attempt.kind),
         phase=_PHASES[attempt.phase],
         assigned=len(attempt.slots),
         reported=_reported(attempt) if reports is None else reports,

@@ -11,12 +11,14 @@ import asyncio
 import secrets
 from typing import Any
 
-from fedrecon.coordinator.answers import Answer, Drawn, KeepWaiting, NoTask, NotDrawn
-from fedrecon.coordinator.assignments import PRIORITY_BYTES, issue_ticket, mark_of, read_ticket
+from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, KeepWaiting, NoTask, NotDrawn
+from fedrecon.coordinator.assignments import PRIORITY_BYTES, is_held_out, issue_ticket, mark_of, read_ticket
 from fedrecon.coordinator.pacing import Rhythm, Windows, pace
 from fedrecon.coordinator.population import hash_of
+from fedrecon.coordinator.round_events import Kind
 from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.runner import Runner
+from fedrecon.coordinator.specs import kind_of
 from fedrecon.coordinator.tasks import State
 
 PRESENCE_MILLISECONDS = 10_000
@@ -40,6 +42,8 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
     task, attempt = runner.book.task, runner.book.attempt
     if task.state is not State.RUNNING:
         return NoTask(f"the task is {task.state}")
+    if (why := _wrong_half(runner, device_key)) is not None:
+        return Ineligible(why)
     if attempt is not None and attempt.phase is Phase.REPORTING:
         return _place_in(runner, attempt, device_key, now)
     if until_selection(runner, now) > patience_milliseconds:
@@ -54,11 +58,12 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
     return _keep_waiting(runner, device_key, kept_priority)
 
 
-def windows_of(runner: Runner) -> Windows:
-    """Returns when devices of a task should come back."""
+def windows_of(runner: Runner, device_key: bytes) -> Windows:
+    """Returns when a device should come back: for a round that it may take part in."""
     now = runner.around.clock.now_milliseconds()
+    a_round = runner.terms.selection_milliseconds + _expected_reporting(runner)
     rhythm = Rhythm(
-        until_selection=until_selection(runner, now),
+        until_selection=until_selection(runner, now) + _rounds_without(runner, device_key) * a_round,
         selection=runner.terms.selection_milliseconds,
         reporting=_expected_reporting(runner),
         separation=runner.spec.eligibility.minimum_separation_milliseconds,
@@ -75,6 +80,28 @@ def until_selection(runner: Runner, now: int) -> int:
     if attempt.phase is Phase.REPORTING:
         return max(attempt.assigned_at + _expected_reporting(runner) - now, 0)
     return 0
+
+
+def _wrong_half(runner: Runner, device_key: bytes) -> str | None:
+    """Returns why a device may not take part in the round that runs or comes next; None if it may."""
+    evaluates = runner.kind is Kind.EVALUATE
+    if _is_held_out(runner, device_key) == evaluates or not runner.spec.evaluation.every_rounds:
+        return None
+    return "only held-out devices evaluate" if evaluates else "held-out devices only evaluate"
+
+
+def _is_held_out(runner: Runner, device_key: bytes) -> bool:
+    return is_held_out(runner.around.key, runner.name, device_key, runner.spec.evaluation.held_out_share)
+
+
+def _rounds_without(runner: Runner, device_key: bytes) -> int:
+    """Returns how many rounds begin, from the next selection on, before one in which a device may take part."""
+    every, attempt = runner.spec.evaluation.every_rounds, runner.book.attempt
+    selects = attempt is None or attempt.is_over or attempt.phase is Phase.SELECTING
+    upcoming = runner.book.task.number + (0 if selects else 1)
+    wanted = Kind.EVALUATE if _is_held_out(runner, device_key) else Kind.TRAIN
+    kinds = [kind_of(runner.spec, number) for number in range(upcoming, upcoming + every + 1)]
+    return kinds.index(wanted) if wanted in kinds else 0
 
 
 def _expected_reporting(runner: Runner) -> int:

@@ -23,6 +23,13 @@ class EndedBecause(StrEnum):
     WINDOW_ENDED = "window ended"
 
 
+class Kind(StrEnum):
+    """What the sessions of a round are for; the names are those of `fedrecon.v1.SessionKind`."""
+
+    TRAIN = "TRAIN"
+    EVALUATE = "EVALUATE"
+
+
 class Outcome(StrEnum):
     """How a session ended, as its device tells; the names are those of `fedrecon.v1.SessionOutcome`."""
 
@@ -133,6 +140,7 @@ class Opened:
         spec: The task's `TaskSpec` as it was then, serialised.
         report_share: Share of assigned devices that are expected to report, learned from earlier attempts; 0: nothing
             is known.
+        kind: What its sessions are for.
     """
 
     task: str
@@ -143,6 +151,7 @@ class Opened:
     optimizer_state: Blob | None
     spec: bytes
     report_share: float = 0.0
+    kind: Kind = Kind.TRAIN
 
 
 @dataclass(frozen=True, slots=True)

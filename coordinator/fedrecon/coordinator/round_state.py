@@ -13,6 +13,7 @@ from fedrecon.coordinator.round_events import (
     Committed,
     Finish,
     GroupsClosed,
+    Kind,
     Opened,
     Outcome,
     ReportingEnded,
@@ -85,6 +86,11 @@ class Round:
     def attempt(self) -> int:
         """Attempt of the round."""
         return self.opened.attempt
+
+    @property
+    def kind(self) -> Kind:
+        """What its sessions are for."""
+        return self.opened.kind
 
     @property
     def terms(self) -> Terms:

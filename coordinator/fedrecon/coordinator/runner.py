@@ -28,12 +28,12 @@ from fedrecon.coordinator.over_selection import learned_share
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
-from fedrecon.coordinator.round_events import IllegalEvent, Opened, Slot
+from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot
 from fedrecon.coordinator.round_state import Round, Seen
-from fedrecon.coordinator.specs import Prepared, terms_of
+from fedrecon.coordinator.specs import Prepared, kind_of, terms_of
 from fedrecon.coordinator.sums import SumsAway, SumsRefused, committed_of, merge_request, open_request
 from fedrecon.coordinator.surroundings import Surroundings
-from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, State
+from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State
 from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
 from fedrecon.coordinator.waiting import WaitingRoom
 from fedrecon.coordinator.watermarks import find_loss, keep_watermark
@@ -99,6 +99,13 @@ class Runner:
             attempt: The attempt, of the round that runs or ran last; None: the next one. Only while `is_ready`.
         """
         return self._prepared[self._adopted if attempt is None else attempt.opened.spec]
+
+    @property
+    def kind(self) -> Kind:
+        """What the round is for that runs, or comes next."""
+        attempt = self.book.attempt
+        is_open = attempt is not None and not attempt.is_over
+        return attempt.kind if attempt is not None and is_open else kind_of(self.spec, self.book.task.number)
 
     @property
     def seen(self) -> Seen:
@@ -287,7 +294,8 @@ class Runner:
         if last is None and task.committed:
             last = (await self.book.round_at(task.committed)).last
         share = 0.0 if last is None else learned_share(last)
-        self.terms = terms_of(self.spec, share)
+        kind = kind_of(self.spec, task.number)
+        self.terms = terms_of(self.spec, share, kind)
         opened = Opened(
             task=self.name,
             number=task.number,
@@ -297,6 +305,7 @@ class Runner:
             optimizer_state=task.optimizer_state,
             spec=self._adopted,
             report_share=share,
+            kind=kind,
         )
         await self._record(task.number, opened)
         return True
@@ -429,17 +438,16 @@ class Runner:
         if attempt.opened.checkpoint != self.book.task.checkpoint:
             return  # rolled back meanwhile: the attempt is given up
         event = committed_of(merged)
-        told = CheckpointCommitted(
-            attempt.number,
-            attempt.attempt,
-            event.checkpoint,
-            event.optimizer_state,
-            event.reports,
-            event.weight,
-            event.metric_sums,
-        )
+        told = self._told_of(attempt, event)
         self._log.info("round committed", round=attempt.number, attempt=attempt.attempt, reports=event.reports)
         await self._record(attempt.number, event, *tasks.consequences(self.book.task, told, self.book.now()))
+
+    def _told_of(self, attempt: Round, event: round_events.Committed) -> CheckpointCommitted | CheckpointEvaluated:
+        """Returns what a committed round means for the task."""
+        number, sums = attempt.number, (event.reports, event.weight, event.metric_sums)
+        if attempt.kind is Kind.EVALUATE:
+            return CheckpointEvaluated(number, attempt.attempt, self.book.task.live_round, *sums)
+        return CheckpointCommitted(number, attempt.attempt, event.checkpoint, event.optimizer_state, *sums)
 
     async def _discard(self, attempt: Round) -> None:
         request, groups = self._opened(attempt)

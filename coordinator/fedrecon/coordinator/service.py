@@ -97,7 +97,8 @@ class CoordinatorService(CoordinatorServicer):
         runner = self._choose(fitting)
         patience = _patience_milliseconds(context)
         answer = await offer(runner, request.credentials.device_key, request.ticket, patience)
-        return self._answered(runner, answer, minimum_examples)
+        windows = windows_of(runner, request.credentials.device_key)
+        return self._answered(runner, answer, windows, minimum_examples)
 
     async def FinishSession(  # noqa: N802 - the contract's name
         self, request: FinishSessionRequest, context: Any
@@ -131,7 +132,11 @@ class CoordinatorService(CoordinatorServicer):
             await runner.endings.keep(key.round, key.attempt, finish)
             attempt = await self._attempt(runner, request)
         fate = ReportFate.Value(f"REPORT_FATE_{fate_of(attempt, request.session).value}")
-        windows = self._idle if runner is None or runner.book.task.has_ended else windows_of(runner)
+        windows = (
+            self._idle
+            if runner is None or runner.book.task.has_ended
+            else windows_of(runner, request.credentials.device_key)
+        )
         return FinishSessionResponse(fate=fate, retry_windows=_on_wire(windows))
 
     async def _attempt(self, runner: Runner | None, request: FinishSessionRequest) -> Round:
@@ -160,8 +165,7 @@ class CoordinatorService(CoordinatorServicer):
         self._offers[chosen] += 1
         return next(runner for runner in fitting if runner.name == chosen)
 
-    def _answered(self, runner: Runner, answer: Answer, minimum_examples: int) -> CheckInResponse:
-        windows = windows_of(runner)
+    def _answered(self, runner: Runner, answer: Answer, windows: Windows, minimum_examples: int) -> CheckInResponse:
         match answer:
             case Drawn(attempt, slot):
                 self._measures.note_check_in("assigned", runner.name)

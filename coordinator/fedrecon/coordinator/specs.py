@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedrecon.coordinator.over_selection import cohort_size_for
-from fedrecon.coordinator.round_events import Terms, cohort_size_of
+from fedrecon.coordinator.round_events import Kind, Terms, cohort_size_of
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
 from fedrecon.v1.task_pb2 import LocalWork, TaskSpec
@@ -80,21 +80,28 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
-def terms_of(spec: TaskSpec, report_share: float = 0.0) -> Terms:
+def terms_of(spec: TaskSpec, report_share: float = 0.0, kind: Kind = Kind.TRAIN) -> Terms:
     """Returns the numbers that attempts of a checked specification go by.
 
     Args:
         spec: What was asked for.
         report_share: Share of assigned devices that are expected to report; 0: nothing is known.
+        kind: What the round is for. An evaluation has a report goal of its own; the other numbers follow in proportion.
     """
     rounds = spec.rounds
+    goal, minimum_reports = rounds.report_goal, rounds.minimum_reports
+    minimum_cohort = rounds.minimum_cohort or minimum_reports
+    if kind is Kind.EVALUATE and spec.evaluation.report_goal:
+        share = spec.evaluation.report_goal / goal
+        goal = spec.evaluation.report_goal
+        minimum_reports = max(1, math.ceil(share * minimum_reports))
+        minimum_cohort = max(1, math.ceil(share * minimum_cohort))
+    cohort_size = cohort_size_for(goal, rounds.over_selection, rounds.maximum_over_selection, report_share)
     return Terms(
-        report_goal=rounds.report_goal,
-        cohort_size=cohort_size_for(
-            rounds.report_goal, rounds.over_selection, rounds.maximum_over_selection, report_share
-        ),
-        minimum_cohort=rounds.minimum_cohort or rounds.minimum_reports,
-        minimum_reports=rounds.minimum_reports,
+        report_goal=goal,
+        cohort_size=cohort_size,
+        minimum_cohort=min(minimum_cohort, cohort_size) if kind is Kind.EVALUATE else minimum_cohort,
+        minimum_reports=min(minimum_reports, goal) if kind is Kind.EVALUATE else minimum_reports,
         selection_milliseconds=rounds.selection_milliseconds,
         reporting_milliseconds=rounds.reporting_milliseconds,
         aggregating_milliseconds=rounds.aggregating_milliseconds,
@@ -102,8 +109,22 @@ def terms_of(spec: TaskSpec, report_share: float = 0.0) -> Terms:
     )
 
 
+def kind_of(spec: TaskSpec, round_number: int) -> Kind:
+    """Returns what a round is for: an evaluation follows every so many training rounds, if the task asks for it.
+
+    Example:
+        >>> every_second = TaskSpec(evaluation={"every_rounds": 2})
+        >>> [kind_of(every_second, number).value for number in range(1, 7)]
+        ['TRAIN', 'TRAIN', 'EVALUATE', 'TRAIN', 'TRAIN', 'EVALUATE']
+    """
+    every = spec.evaluation.every_rounds
+    return Kind.EVALUATE if every and round_number % (every + 1) == 0 else Kind.TRAIN
+
+
 def work_of(spec: TaskSpec, round_number: int) -> LocalWork:
     """Returns what devices of a round are told to do: a number of epochs, whether or not the task lets them grow.
+
+    An evaluation never queries what it reconstructed from: where training has no split, half of them are queried.
 
     Args:
         spec: A checked specification.
@@ -123,6 +144,8 @@ def work_of(spec: TaskSpec, round_number: int) -> LocalWork:
         if schedule.epochs_grow:
             schedule.epochs = min(round_number, schedule.epochs)
             schedule.ClearField("epochs_grow")
+    if work.split == task_pb2.SPLIT_RULE_NONE and kind_of(spec, round_number) is Kind.EVALUATE:
+        work.split = task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES
     return work
 
 
@@ -135,6 +158,7 @@ def check_spec(spec: TaskSpec) -> None:
     problems = (
         *_naming_problems(spec),
         *_round_problems(spec),
+        *_evaluation_problems(spec),
         *_work_problems(spec),
         *_optimizer_problems(spec),
         *_sum_problems(spec),
@@ -238,6 +262,21 @@ def _round_problems(spec: TaskSpec) -> Iterator[str]:
         yield f"rounds.retry_milliseconds {rounds.retry_milliseconds}: at most {LONGEST_MILLISECONDS} is allowed"
 
 
+def _evaluation_problems(spec: TaskSpec) -> Iterator[str]:
+    evaluation = spec.evaluation
+    if not 0 <= evaluation.held_out_share < 1:
+        yield f"evaluation.held_out_share {evaluation.held_out_share}: a share in [0, 1) is needed"
+    elif (evaluation.every_rounds > 0) != (evaluation.held_out_share > 0):
+        yield "evaluation: every_rounds and held_out_share go together; state both, or none"
+    if evaluation.report_goal and not evaluation.every_rounds:
+        yield "evaluation.report_goal: there are no evaluation rounds; state every_rounds and held_out_share"
+    if evaluation.report_goal and evaluation.report_goal < spec.secure_sum.minimum_group:
+        yield (
+            f"evaluation.report_goal {evaluation.report_goal}: no group of secure_sum.minimum_group "
+            f"({spec.secure_sum.minimum_group}) could be opened"
+        )
+
+
 def _work_problems(spec: TaskSpec) -> Iterator[str]:
     work = spec.work
     if work.split == task_pb2.SPLIT_RULE_UNSPECIFIED:
@@ -295,8 +334,6 @@ def _unsupported(spec: TaskSpec) -> Iterator[str]:
         yield "secure_sum.protocol SECAGG_PLUS: this version runs TRUSTED only"
     if spec.HasField("privacy"):
         yield "privacy: this version adds no noise and claims no guarantee; leave it out"
-    if spec.evaluation.every_rounds or spec.evaluation.held_out_share:
-        yield "evaluation: this version runs training rounds only; leave every_rounds and held_out_share at 0"
 
 
 def _hyperparameter_problems(spec: TaskSpec, manifest: Manifest) -> Iterator[str]:

@@ -103,9 +103,10 @@ def _sentence(at: int, event: round_events.Event) -> str:  # noqa: PLR0911 - one
 
 def _opened(event: round_events.Opened) -> str:
     terms = event.terms
+    rounds = "evaluation round" if event.kind is round_events.Kind.EVALUATE else "round"
     expected = f" Of those assigned, {event.report_share:.0%} were expected to report." if event.report_share else ""
     return (
-        f"Attempt {event.attempt} of round {event.number} opened from checkpoint {_short(event.checkpoint.digest)}: "
+        f"Attempt {event.attempt} of {rounds} {event.number} opened from checkpoint {_short(event.checkpoint.digest)}: "
         f"{_count(terms.report_goal, 'report')} wanted of up to {_count(terms.cohort_size, 'device')}, at least "
         f"{terms.minimum_reports} needed."
     ) + expected

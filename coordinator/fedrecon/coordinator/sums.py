@@ -16,13 +16,13 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from fedrecon.coordinator.assignments import key_of
-from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed
+from fedrecon.coordinator.assignments import key_of, session_kind_of
+from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed, Kind
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.specs import Prepared
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.logs import logger_of
-from fedrecon.v1 import aggregator_pb2, coordinator_pb2
+from fedrecon.v1 import aggregator_pb2
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
     GroupProgress,
@@ -85,12 +85,13 @@ class Progress:
 
 def open_request(attempt: Round, spec: TaskSpec, prepared: Prepared, groups_expire_at: int) -> OpenRequest:
     """Returns the call that opens an attempt's groups: the same for the same arguments."""
+    trains = attempt.kind is Kind.TRAIN
     return OpenRequest(
         round=key_of(attempt),
-        kind=coordinator_pb2.SESSION_KIND_TRAIN,
+        kind=session_kind_of(attempt.kind),
         secure_sum=spec.secure_sum,
-        layout=prepared.layout,
-        segment_elements=prepared.segment_elements,
+        layout=prepared.layout if trains else None,
+        segment_elements=prepared.segment_elements if trains else (),
         metrics=prepared.manifest.metrics,
         cohort_size=attempt.terms.cohort_size,
         plan_digest=spec.plan.digest,

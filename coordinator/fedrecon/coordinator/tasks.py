@@ -117,6 +117,27 @@ class CheckpointCommitted:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointEvaluated:
+    """An evaluation round told how good the live checkpoint is; it changed nothing.
+
+    Attributes:
+        number: The round.
+        attempt: Its attempt.
+        live_round: The round that made the checkpoint.
+        reports: Reports in the sums.
+        weight: Sum of their weights.
+        metric_sums: Sums over the reports, by name.
+    """
+
+    number: int
+    attempt: int
+    live_round: int
+    reports: int
+    weight: int
+    metric_sums: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptAbandoned:
     """An attempt of a round was given up.
 
@@ -190,6 +211,7 @@ Event = (
     | TaskCancelled
     | TaskCompleted
     | CheckpointCommitted
+    | CheckpointEvaluated
     | AttemptAbandoned
     | RolledBack
     | HistoryLost
@@ -202,6 +224,7 @@ EVENT_TYPES = (
     TaskCancelled,
     TaskCompleted,
     CheckpointCommitted,
+    CheckpointEvaluated,
     AttemptAbandoned,
     RolledBack,
     HistoryLost,
@@ -312,6 +335,11 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
                 retry_at=now,
                 committed_at=now,
             )
+        case CheckpointEvaluated():
+            _require_attempt(task, event)
+            return replace(
+                task, committed=event.number, attempt=1, abandoned_in_a_row=0, retry_at=now, committed_at=now
+            )
         case AttemptAbandoned():
             _require_attempt(task, event)
             return replace(
@@ -332,7 +360,9 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
             return replace(task, state=State.PAUSED, reason=event.reason, lost_watermark=event.watermark)
 
 
-def consequences(before: Task, event: CheckpointCommitted | AttemptAbandoned, now: int) -> tuple[Event, ...]:
+def consequences(
+    before: Task, event: CheckpointCommitted | CheckpointEvaluated | AttemptAbandoned, now: int
+) -> tuple[Event, ...]:
     """Returns an event with what must be recorded together with it: the task's own pause or completion.
 
     Args:
@@ -346,7 +376,7 @@ def consequences(before: Task, event: CheckpointCommitted | AttemptAbandoned, no
     after = step(before, event, now)
     if after.has_ended:
         return (event,)
-    if isinstance(event, CheckpointCommitted) and 0 < after.maximum_rounds <= after.committed:
+    if not isinstance(event, AttemptAbandoned) and 0 < after.maximum_rounds <= after.committed:
         return (event, TaskCompleted(f"all of its {after.maximum_rounds} rounds are committed"))
     tired = 0 < after.maximum_attempts <= after.abandoned_in_a_row
     if isinstance(event, AttemptAbandoned) and tired and after.state is State.RUNNING:
@@ -365,7 +395,7 @@ def _require_open(task: Task, event: Event) -> None:
         raise IllegalEvent(f"{type(event).__name__}: the task is {task.state} already")
 
 
-def _require_attempt(task: Task, event: CheckpointCommitted | AttemptAbandoned) -> None:
+def _require_attempt(task: Task, event: CheckpointCommitted | CheckpointEvaluated | AttemptAbandoned) -> None:
     if (event.number, event.attempt) != (task.number, task.attempt):
         raise IllegalEvent(
             f"{type(event).__name__} of attempt {event.attempt} of round {event.number}: "

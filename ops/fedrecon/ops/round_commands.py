@@ -16,6 +16,7 @@ from fedrecon.ops.admin_client import CALL_SECONDS, WATCH_SECONDS, open_admin
 from fedrecon.ops.printing import as_dict, print_json
 from fedrecon.ops.task_commands import AsJson, Name, Server, state_of
 from fedrecon.v1 import admin_pb2 as admin
+from fedrecon.v1.coordinator_pb2 import SESSION_KIND_EVALUATE
 
 rounds = typer.Typer(help="See what rounds do, and why.", no_args_is_help=True)
 
@@ -123,7 +124,9 @@ def row_of(shown: admin.Round) -> tuple[str, ...]:
     seconds = (shown.ended_unix_milliseconds - shown.opened_unix_milliseconds) / 1000
     return (
         number,
-        f"[{colour}]{phase}[/]" + (f" ({shown.reason})" if shown.reason else ""),
+        f"[{colour}]{phase}[/]"
+        + (", evaluation" if shown.kind == SESSION_KIND_EVALUATE else "")
+        + (f" ({shown.reason})" if shown.reason else ""),
         f"{shown.assigned}/{shown.cohort_size}",
         f"{shown.reported}/{shown.report_goal}",
         str(shown.dropped),
