@@ -122,6 +122,38 @@ def test_whoever_has_opened_a_local_blob_reads_it_to_its_end(tmp_path: Path) -> 
     assert b"".join([*received, *chunks]) == content
 
 
+def test_an_object_that_is_removed_while_it_is_read_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = FsspecBlobs(f"memory://{secrets.token_hex(8)}")
+    digest = blobs.put(secrets.token_bytes(3 << 20))
+    really = blobs.open
+
+    def opened(wanted: bytes) -> Any:
+        file = really(wanted)
+        read = file.read
+        calls = iter(range(9))
+
+        def failing(size: int) -> bytes:
+            if next(calls) == 2:
+                raise FileNotFoundError
+            return bytes(read(size))
+
+        monkeypatch.setattr(file, "read", failing)
+        return file
+
+    monkeypatch.setattr(blobs, "open", opened)
+    chunks = blobs.chunks(digest)
+    assert len(next(chunks)) == 1 << 20
+    with pytest.raises(BlobMissing):
+        next(chunks)
+
+
+@pytest.mark.parametrize("name", ["LastModified", "last_modified", "updated", "mtime", "created"])
+def test_the_age_of_an_object_is_known_by_whatever_its_store_calls_it(name: str) -> None:
+    blobs = FsspecBlobs(f"memory://{secrets.token_hex(8)}")
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert blobs._written("nowhere", {"size": 1, name: moment}) == round(moment.timestamp() * 1000)
+
+
 class Interrupted:
     """An object store in which something else happens before a call."""
 

@@ -58,7 +58,7 @@ def _verified(store: Opened, digest: bytes, offset: int) -> Iterator[bytes]:
     seen, held = hashlib.sha256(), b""
     with _open(store, digest) as file:
         file.seek(offset)
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := _read_chunk(file, digest):
             seen.update(chunk)
             if held:
                 yield held
@@ -87,6 +87,13 @@ def _open(store: Opened, digest: bytes) -> BinaryIO:
     try:
         return store.open(digest)
     except FileNotFoundError as error:
+        raise missing(digest) from error
+
+
+def _read_chunk(file: BinaryIO, digest: bytes) -> bytes:
+    try:
+        return file.read(CHUNK_BYTES)
+    except FileNotFoundError as error:  # an object that was removed while it was read
         raise missing(digest) from error
 
 
