@@ -154,7 +154,7 @@ class CoordinatorService(CoordinatorServicer):
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND,
                 "UNKNOWN_SESSION",
-                "No such session was assigned in this round.",
+                "No such session was assigned in this round, or the round has been over for too long.",
                 "Check in again.",
             )
         return found.attempts[key.attempt - 1]
