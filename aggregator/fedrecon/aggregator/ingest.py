@@ -27,7 +27,7 @@ from fedrecon.wire.digests import DigestMismatchError
 _IDLE_SECONDS = 60.0
 _SILENT_SECONDS = 300.0
 _INLINE_BYTES = 64 << 10
-"""Chunks up to this size are checked in the event loop: handing them to a thread would cost more."""
+"""Uploads up to this size are checked in the event loop: handing them to a thread would cost more."""
 
 StagingKey = tuple[str, int, int, bytes]
 """Task, round, attempt, session."""
@@ -220,14 +220,14 @@ class Staging:
 
         Args:
             upload: the upload.
-            chunk: the chunk; a large one is checked in a thread, so that those of several uploads are at once.
+            chunk: the chunk; those of large uploads are checked in threads, several at once.
             connection: which connection brings it.
 
         Raises:
             Refusal: it is damaged, in the wrong place, or comes over a connection that another has replaced.
         """
         upload.refuse_replaced(connection)
-        if chunk.ByteSize() <= _INLINE_BYTES:
+        if upload.size <= _INLINE_BYTES:
             piece = upload.check(chunk)
         else:
             piece = await asyncio.to_thread(upload.check, chunk)
