@@ -39,11 +39,15 @@ def events_of(task: Task, number: int) -> list[tasks.Event]:
         tasks.RolledBack(task.committed // 2, blob(task.committed // 2), None, "worse", "olga"),
         tasks.TaskCompleted("its end has come"),
         tasks.TaskCancelled("not needed", "olga"),
+        tasks.CheckpointEvaluated(task.number, task.attempt, task.live_round, 3, 30, (("loss", 0.2),)),
+        tasks.HistoryLost("the journal went back", f"watermark {number}"),
     ]
 
 
 CHOICES = st.lists(
-    st.tuples(st.sampled_from([0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8]), st.booleans()), min_size=1, max_size=40
+    st.tuples(st.sampled_from([0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 9, 10]), st.booleans()),
+    min_size=1,
+    max_size=40,
 )
 
 
@@ -96,6 +100,24 @@ def _check_checkpoints(task: Task, expected: list[Entry[Any]], found: list[Entry
     assert [each for each in wanted if each in listed] == listed
     assert listed[:KEPT] == wanted[:KEPT]
     assert listed[-1] == wanted[-1]
+
+
+async def test_evaluations_do_not_push_commits_out_of_the_list() -> None:
+    journal = MemoryJournal()
+    first = tasks.TaskCreated(b"spec", blob(0), 0, 0, "olga")
+    task = tasks.step(None, first, 0)
+    await _append(task_entries.encode(0, first), 0, journal)
+    for number in range(1, 41):
+        event = events_of(task, number)[9 if number % 2 else 0]
+        task = tasks.step(task, event, number)
+        await _append(task_entries.encode(number, event), number, journal)
+        await _condense(journal)
+    entries = await ledger.load_task_entries(journal, NAME)
+    numbers = {
+        kind: [each.event.number for each in entries if isinstance(each.event, kind)]
+        for kind in (tasks.CheckpointCommitted, tasks.CheckpointEvaluated)
+    }
+    assert numbers == {tasks.CheckpointCommitted: [36, 38, 40], tasks.CheckpointEvaluated: [35, 37, 39]}
 
 
 async def test_old_commits_and_abandoned_attempts_do_not_pile_up() -> None:

@@ -2,8 +2,8 @@
 
 A snapshot takes the place of a stream's older events (`Journal.compact`). A task's holds the state that they led to,
 so that folding what follows gives what folding everything gave; and, word for word, the entries that people still
-ask for: what operators changed, and the newest commits, which can be rolled back to. A round's holds what operators
-see of it, numbers and story; its sessions and devices are forgotten.
+ask for: what operators changed, and the newest commits, which can be rolled back to, with the newest evaluations. A
+round's holds what operators see of it, numbers and story; its sessions and devices are forgotten.
 
 Rules: pure functions. A type that is kept here follows the rule of events: no name changes, and fields are only added,
 with a default. Nothing can happen any more to a round that was summarised: an entry that came later tells nothing.
@@ -18,7 +18,7 @@ from fedrecon.coordinator import round_events, stories, tasks
 from fedrecon.coordinator.entries import Entry, task_entries
 from fedrecon.coordinator.messages import round_message
 from fedrecon.coordinator.round_state import Round
-from fedrecon.coordinator.tasks import CheckpointCommitted, HistoryLost, Task
+from fedrecon.coordinator.tasks import CheckpointCommitted, CheckpointEvaluated, HistoryLost, Task
 from fedrecon.ops.journal.codec import Codec
 from fedrecon.v1 import admin_pb2
 
@@ -82,10 +82,17 @@ def condense_task(task: Task, entries: Sequence[bytes], kept_checkpoints: int) -
     Args:
         task: Its state after all entries.
         entries: All entries that are known, in order: those of an earlier snapshot, then those of the stream.
-        kept_checkpoints: Commits that stay in its list, the newest.
+        kept_checkpoints: Commits that stay in its list, the newest, and as many evaluations.
     """
-    decoded = [task_entries.decode(each) for each in entries]
-    kept = (each for each, entry in zip(entries, decoded, strict=True) if _is_asked_for(entry, task, kept_checkpoints))
+    events = [task_entries.decode(each).event for each in entries]
+    newest = _newest(events, CheckpointCommitted, kept_checkpoints) | _newest(
+        events, CheckpointEvaluated, kept_checkpoints
+    )
+    kept = (
+        each
+        for place, (each, event) in enumerate(zip(entries, events, strict=True))
+        if place in newest or _is_asked_for(event, task)
+    )
     return _SNAPSHOTS.encode(TaskSnapshot(task, tuple(kept)))
 
 
@@ -101,8 +108,13 @@ def condense_round(attempts: Sequence[Round], entries: Sequence[Entry[round_even
     return _SUMMARIES.encode(RoundSummary(messages, tuple(story)))
 
 
-def _is_asked_for(entry: Entry[tasks.Event], task: Task, kept_checkpoints: int) -> bool:
-    if isinstance(event := entry.event, CheckpointCommitted):
-        is_live = event.checkpoint == task.checkpoint
-        return event.number > task.committed - kept_checkpoints or is_live
+def _newest(events: Sequence[tasks.Event], kind: type[tasks.Event], count: int) -> set[int]:
+    """Returns the places of the newest events of a kind."""
+    return set([place for place, event in enumerate(events) if isinstance(event, kind)][-count:])
+
+
+def _is_asked_for(event: tasks.Event, task: Task) -> bool:
+    """Whether an entry stays however old it is: the live checkpoint's, losses, and what operators changed."""
+    if isinstance(event, CheckpointCommitted):
+        return event.checkpoint == task.checkpoint
     return isinstance(event, HistoryLost) or bool(getattr(event, "operator", ""))
