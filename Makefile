@@ -57,6 +57,8 @@ test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
 bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench footprint --json
 	$(BIN)/fedrecon bench simulation --json
+	$(BIN)/fedrecon bench check-in --json
+	$(BIN)/fedrecon bench ingest --json
 
 .PHONY: demo
 demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1

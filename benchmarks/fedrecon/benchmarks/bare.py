@@ -1,0 +1,55 @@
+"""A bare grpc.aio server, the most that Python's gRPC gives here: it echoes calls, and discards streams.
+
+Run as `python -m fedrecon.benchmarks.bare --ready-file FILE`. Nothing is parsed, checked, counted or kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from fedrecon.ops.lifecycle import SERVER_OPTIONS
+
+SERVICE = "bare.Bare"
+ECHO = f"/{SERVICE}/Echo"
+DISCARD = f"/{SERVICE}/Discard"
+
+
+async def _echo(request: bytes, context: Any) -> bytes:
+    del context
+    return request
+
+
+async def _discard(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    del context
+    async for _ in requests:
+        pass
+    return b""
+
+
+async def _serve(ready_file: Path) -> None:
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
+        "Discard": grpc.stream_unary_rpc_method_handler(_discard),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    partial = ready_file.with_suffix(".partial")
+    partial.write_text(json.dumps({"address": f"127.0.0.1:{port}"}))
+    partial.rename(ready_file)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ready-file", type=Path, required=True)
+    asyncio.run(_serve(parser.parse_args().ready_file))
