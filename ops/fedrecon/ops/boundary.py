@@ -327,13 +327,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         note("call ended", method=name, code=ending.code.name, reason=ending.reason, seconds=round(seconds, 6))
 
 
+_STATUSES = {code: status for status in grpc.StatusCode for code in (status, status.value[0])}
+
+
 def _status_of(context: Any) -> grpc.StatusCode:
     """The code that the method has set on its context; OK if none."""
-    code = context.code()
-    for status in grpc.StatusCode:
-        if code in {status, status.value[0]}:
-            return status
-    return grpc.StatusCode.OK
+    return _STATUSES.get(context.code(), grpc.StatusCode.OK)
 
 
 def _with_unary_answer(boundary: Boundary, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
