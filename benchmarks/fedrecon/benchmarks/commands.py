@@ -21,6 +21,15 @@ def _bench() -> None:
     """Measure what is promised."""
 
 
+@bench.command("check-in")
+def check_in(as_json: AsJson = False) -> None:
+    """Let cohorts check in to a coordinator at once, and call a bare gRPC server as often."""
+    from fedrecon.benchmarks.check_in import measure_check_in
+    from fedrecon.benchmarks.measures import result_of
+
+    _print(result_of("check-in", measure_check_in()), as_json=as_json)
+
+
 @bench.command()
 def footprint(as_json: AsJson = False) -> None:
     """Build the device wheel, install it into a bare environment, weigh it and time its import."""
