@@ -54,6 +54,7 @@ class Deployment:
             SystemClock(),
             Measures(Metrics.create("coordinator")),
             KEY,
+            none,
             kept_checkpoints=KEPT,
         )
         self.collector = Collector(self.around)

@@ -19,8 +19,9 @@ import pytest
 from fedrecon.coordinator import ledger, round_state
 from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.service import CoordinatorService
+from fedrecon.coordinator.service import CandidatesService, CoordinatorService
 from fedrecon.coordinator.sums import Sums
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.blobs import LocalBlobs
@@ -51,7 +52,11 @@ from fedrecon.v1.coordinator_pb2 import (
     FinishSessionRequest,
     FinishSessionResponse,
 )
-from fedrecon.v1.coordinator_pb2_grpc import CoordinatorStub, add_CoordinatorServicer_to_server
+from fedrecon.v1.coordinator_pb2_grpc import (
+    CoordinatorStub,
+    add_CandidatesServicer_to_server,
+    add_CoordinatorServicer_to_server,
+)
 from fedrecon.v1.plan_pb2 import Hyperparameter, Layout, Manifest, MetricSum, Parameter, Segment
 from fedrecon.v1.task_pb2 import LocalWork, RoundSpec, SecureSum, ServerOptimizer, TaskSpec
 from fedrecon.wire.manifests import write_manifest
@@ -227,6 +232,9 @@ class Coordinator:
 
     async def start(self) -> None:
         self._sums_channel = open_channel(self.aggregator)
+        self._server = grpc.aio.server(interceptors=[Boundary(self.metrics)])
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.peers = Peers(open_channel)
         around = Surroundings(
             journal=self.journal,
             blobs=self.blobs,
@@ -234,15 +242,16 @@ class Coordinator:
             clock=SystemClock(),
             measures=Measures(self.metrics),
             key=KEY,
+            peers=self.peers,
+            target=self.target,
         )
         self.roster = Roster(around)
-        self._server = grpc.aio.server(interceptors=[Boundary(self.metrics)])
         add_CoordinatorServicer_to_server(CoordinatorService(self.roster, 60_000), self._server)
         add_AdminServicer_to_server(AdminService(self.roster, self.stopping), self._server)
-        port = self._server.add_insecure_port("127.0.0.1:0")
+        add_CandidatesServicer_to_server(CandidatesService(self.roster), self._server)
         await self._server.start()
         self._work = asyncio.create_task(self.roster.run())
-        self._channel = open_channel(f"127.0.0.1:{port}")
+        self._channel = open_channel(self.target)
         self.devices = CoordinatorStub(self._channel)
         self.admin = AdminStub(self._channel)
 
@@ -259,6 +268,7 @@ class Coordinator:
         await self._channel.close()
         await self._server.stop(None)
         await self._sums_channel.close()
+        await self.peers.close()
 
     async def create(self, spec: TaskSpec) -> admin_pb2.Task:
         answer = await self.admin.CreateTask(admin_pb2.CreateTaskRequest(spec=spec), timeout=CALL_SECONDS)

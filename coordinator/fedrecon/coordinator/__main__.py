@@ -9,8 +9,9 @@ from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.answers import NotDrawn
 from fedrecon.coordinator.collecting import Collector
 from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.service import CoordinatorService
+from fedrecon.coordinator.service import CandidatesService, CoordinatorService
 from fedrecon.coordinator.settings import CoordinatorSettings
 from fedrecon.coordinator.sums import Sums
 from fedrecon.coordinator.surroundings import Surroundings
@@ -20,7 +21,7 @@ from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.storage import connect_journal, open_blob_store
 from fedrecon.ops.tls import open_service_channel
 from fedrecon.v1.admin_pb2_grpc import add_AdminServicer_to_server
-from fedrecon.v1.coordinator_pb2_grpc import add_CoordinatorServicer_to_server
+from fedrecon.v1.coordinator_pb2_grpc import add_CandidatesServicer_to_server, add_CoordinatorServicer_to_server
 
 
 async def start(service: Service[CoordinatorSettings]) -> None:
@@ -36,6 +37,8 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     service.resources.push_async_callback(journal.close)
     channel = open_service_channel(settings.aggregator_target, settings)
     service.resources.push_async_callback(channel.close, None)
+    peers = Peers(lambda target: open_service_channel(target, settings))
+    service.resources.push_async_callback(peers.close)
     around = Surroundings(
         journal=journal,
         blobs=await open_blob_store(settings),
@@ -43,6 +46,8 @@ async def start(service: Service[CoordinatorSettings]) -> None:
         clock=SystemClock(),
         measures=Measures(service.metrics),
         key=key,
+        peers=peers,
+        target=settings.coordinator_advertised or service.address,
         blobs_target=settings.blobs_target,
         kept_rounds=settings.kept_rounds,
         kept_checkpoints=settings.kept_checkpoints,
@@ -51,6 +56,7 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     roster = Roster(around)
     idle_milliseconds = round(settings.idle_retry_seconds * 1000)
     service.add(add_CoordinatorServicer_to_server, CoordinatorService(roster, idle_milliseconds))
+    service.add(add_CandidatesServicer_to_server, CandidatesService(roster), internal=True)
     service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True)
     service.run("run all tasks", roster.run())
     service.run("collect blobs", Collector(around).run())

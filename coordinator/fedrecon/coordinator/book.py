@@ -16,7 +16,7 @@ from fedrecon.coordinator.ledger import Applied, RoundAt, TaskAt
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.tasks import Task
 from fedrecon.ops.clock import Clock
-from fedrecon.ops.journal import Append, HistoryCompacted, Journal, JournalUnavailable, Lease
+from fedrecon.ops.journal import Append, HistoryCompacted, Journal, JournalUnavailable, Lease, StaleWriter
 
 LEASE_NAME = "runner"
 LEASE_MILLISECONDS = 5_000
@@ -113,6 +113,36 @@ class Book:
         self._rounds = {number: await ledger.load_round(self._journal, self.name, number)}
         self.knew_more = self.knew_more or self._rounds[number].version < known.get(number, RoundAt()).version
         self.task_changed.set()
+
+    async def follow(self, wait_milliseconds: int) -> None:
+        """Takes in what the one that leads writes to task and round, waiting for it."""
+        await self.follow_task(0)
+        number = self.task.number
+        known = await self.round_at(number)
+        try:
+            recorded = await self._journal.tail(self.name, round_stream(number), known.version, wait_milliseconds)
+        except HistoryCompacted:
+            self._rounds.pop(number, None)
+        else:
+            self._rounds[number] = ledger.fold_round(known, recorded)
+
+    async def confirm(self) -> None:
+        """Asks whether the journal still knows all that this book knows.
+
+        Raises:
+            StaleWriter: It went back to an older state.
+            LeaseLost: Somebody else acts for the task.
+        """
+        async with self._writing:
+            number = self.task.number
+            checks = [Append(TASK_STREAM, self._task.version, ())]
+            if number in self._rounds:
+                checks.append(Append(round_stream(number), self._rounds[number].version, ()))
+            try:
+                await self._journal.append(self.name, checks, lease=self._lease)
+            except StaleWriter as stale:
+                if stale.actual < stale.expected:
+                    raise
 
     async def follow_task(self, wait_milliseconds: int) -> None:
         """Takes in what others write to the task's stream, waiting for it."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from fedrecon.coordinator.answers import Answer, Ineligible
 from fedrecon.coordinator.assignments import participation_of
+from fedrecon.coordinator.handing_over import HandedOver
+from fedrecon.coordinator.selection import merge
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.waiting import WaitingRoom
 
@@ -18,13 +20,22 @@ class Drawing:
         task: Its name.
         around: What its runner works with.
         waiting: Devices that wait to be drawn.
+        handed_over: Those that wait at other coordinators.
         now: The time, as the task's journal goes by it, Unix milliseconds.
     """
 
-    def __init__(self, task: str, around: Surroundings, waiting: WaitingRoom[Answer], now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        task: str,
+        around: Surroundings,
+        waiting: WaitingRoom[Answer],
+        handed_over: HandedOver,
+        now: Callable[[], int],
+    ) -> None:
         self._task = task
         self._around = around
         self._waiting = waiting
+        self._handed_over = handed_over
         self._now = now
         self._attempt = (0, 0)
         self._cleared: set[bytes] = set()
@@ -44,6 +55,7 @@ class Drawing:
         if (number, attempt) == self._attempt:
             return False
         self._attempt, self._cleared = (number, attempt), set()
+        self._handed_over.begin()
         return True
 
     async def draw(self, size: int, separation_milliseconds: int) -> list[bytes]:
@@ -60,7 +72,8 @@ class Drawing:
             JournalUnavailable: It cannot be asked who took part.
         """
         while True:
-            drawn = [candidate.device for candidate in self._waiting.smallest(size)]
+            parts = [self._waiting.smallest(size), *self._handed_over.parts(self._now())]
+            drawn = [candidate.device for candidate in merge(parts, size)]
             unclear = [device for device in drawn if device not in self._cleared]
             if separation_milliseconds == 0 or not unclear:
                 return drawn
@@ -72,3 +85,4 @@ class Drawing:
                     self._cleared.add(device)
                 else:
                     self._waiting.answer(device, Ineligible("this device took part too recently"))
+                    self._handed_over.refuse(device)

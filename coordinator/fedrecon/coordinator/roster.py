@@ -53,11 +53,11 @@ class Roster:
                         group.create_task(self._run(self.runners[name]), name=f"task {name}")
 
     def of_population(self, population: str) -> list[Runner]:
-        """Returns the ready runners of a population's tasks, by name."""
+        """Returns the runners of a population's tasks that can answer devices, by name."""
         return [
             runner
             for _, runner in sorted(self.runners.items())
-            if runner.is_ready.is_set() and runner.spec.population == population
+            if runner.can_answer and runner.spec.population == population
         ]
 
     def ready_runner(self, task: str) -> Runner | None:
@@ -67,8 +67,8 @@ class Roster:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the registry was read and all its tasks lead here: only then is a missing task really missing."""
-        return self._has_read and all(runner.is_ready.is_set() for runner in self.runners.values())
+        """Whether the registry and all its tasks were read: only then is a missing task really missing."""
+        return self._has_read and all(runner.can_answer for runner in self.runners.values())
 
     async def _run(self, runner: Runner) -> None:
         try:

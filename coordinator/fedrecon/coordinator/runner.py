@@ -24,12 +24,13 @@ from fedrecon.coordinator.assignments import mark_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
 from fedrecon.coordinator.drawing import Drawing
 from fedrecon.coordinator.endings import Endings
+from fedrecon.coordinator.handing_over import LARGEST_HAND_OVER, HandedOver
 from fedrecon.coordinator.over_selection import learned_share
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
 from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot
-from fedrecon.coordinator.round_state import Round, Seen
+from fedrecon.coordinator.round_state import Phase, Round, Seen
 from fedrecon.coordinator.specs import Prepared, kind_of, terms_of
 from fedrecon.coordinator.sums import SumsAway, SumsRefused, committed_of, merge_request, open_request
 from fedrecon.coordinator.surroundings import Surroundings
@@ -47,6 +48,7 @@ _ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
 _AFTER_CRASH_MILLISECONDS = 10_000
 _TAIL_MILLISECONDS = 30_000
+_NOT_DRAWN = "other devices were drawn for this round"
 
 
 class Runner:
@@ -65,12 +67,15 @@ class Runner:
         spec: What was asked for; only while `is_ready`.
         terms: The numbers that its rounds go by; likewise.
         is_ready: Set while the lease is held and the journal has been read.
+        is_following: Set while another coordinator leads and the journal has been read.
+        handed_over: Devices that wait at other coordinators; only while `is_ready`.
     """
 
     def __init__(self, name: str, around: Surroundings) -> None:
         self.name = name
         self.around = around
-        self.book = Book(name, around.journal, around.clock, f"coordinator/{secrets.token_hex(8)}")
+        self._replica = secrets.token_bytes(8)
+        self.book = Book(name, around.journal, around.clock, f"coordinator/{self._replica.hex()}")
         self.waiting: WaitingRoom[Answer] = WaitingRoom(
             superseded=NotDrawn("a newer check-in of this device took its place"),
             full=NotDrawn("enough devices wait already"),
@@ -78,6 +83,8 @@ class Runner:
         self.census = Census()
         self.reporting_milliseconds = 0
         self.is_ready = asyncio.Event()
+        self.is_following = asyncio.Event()
+        self.handed_over = HandedOver()
         self.endings = Endings()
         self.spec = TaskSpec()
         self.terms = terms_of(self.spec)
@@ -85,7 +92,7 @@ class Runner:
         self._prepared: dict[bytes, Prepared] = {}
         self._seen = Seen()
         self._retention = self._new_retention()
-        self._drawing = Drawing(name, around, self.waiting, self.book.now)
+        self._drawing = Drawing(name, around, self.waiting, self.handed_over, self.book.now)
         self._groups_expire_at = 0
         self._woken = asyncio.Event()
         self._beside: set[asyncio.Task[None]] = set()
@@ -110,15 +117,19 @@ class Runner:
     @property
     def seen(self) -> Seen:
         """What memory knows of the attempt under way."""
-        return replace(self._seen, waiting=len(self.waiting))
+        return replace(self._seen, waiting=len(self.waiting) + self.handed_over.count(self.book.now()))
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether devices can be answered here, whoever leads the task."""
+        return self.is_ready.is_set() or self.is_following.is_set()
 
     async def run(self) -> None:
         """Runs the task until it has ended and nobody needs to ask about it any more."""
         try:
             while True:
                 try:
-                    while not await self.book.acquire():
-                        await self._pause(_ACQUIRE_MILLISECONDS)
+                    await self._stand_by()
                     await self._lead()
                 except* LeaseLost:
                     self._log.warning("lease lost")
@@ -136,6 +147,37 @@ class Runner:
         finally:
             self.waiting.answer_all(NoTask("the task does not run here any more"))
             await self.book.release()
+
+    async def _stand_by(self) -> None:
+        """Waits for the lease; meanwhile devices that wait here are handed over to whoever leads."""
+        try:
+            while not await self.book.acquire():
+                if not self.is_following.is_set():
+                    await self.book.read()
+                    await self._adopt_spec()
+                    self.is_following.set()
+                await self.book.follow(_ACQUIRE_MILLISECONDS)
+                await self._adopt_spec()
+                await self._answer_as_follower()
+        finally:
+            self.is_following.clear()
+
+    async def _answer_as_follower(self) -> None:
+        """Tells devices what the journal says, and the coordinator that leads which devices wait."""
+        task, attempt = self.book.task, self.book.attempt
+        if task.state is not State.RUNNING:
+            self.waiting.answer_all(NoTask(f"the task is {task.state}"))
+        elif attempt is not None and attempt.phase is Phase.REPORTING:
+            for candidate in self.waiting.smallest(len(self.waiting)):
+                slot = attempt.slot_of_device(mark_of(self.around.key, attempt, candidate.device))
+                answer = NotDrawn(_NOT_DRAWN) if slot is None else Drawn(attempt, slot)
+                self.waiting.answer(candidate.device, answer)
+        elif attempt is not None and attempt.phase is Phase.SELECTING and task.leader:
+            window_ends = attempt.opened_at + self.terms.selection_milliseconds
+            self._seen = Seen(window_ends=max(window_ends, self.book.now() + _ACQUIRE_MILLISECONDS))
+            candidates = self.waiting.smallest(min(attempt.terms.cohort_size, LARGEST_HAND_OVER))
+            if candidates:
+                await self.around.peers.hand_over(task.leader, self.name, self._replica, candidates)
 
     async def _lead(self) -> None:
         """Reads the journal, then drives until the task has ended for long enough."""
@@ -161,6 +203,8 @@ class Runner:
         await self.book.read()
         await self._stop_after_loss()
         await self._adopt_spec()
+        if self.around.target and self.book.task.leader != self.around.target:
+            await self.book.record_task(tasks.TaskLed(self.around.target))
         self._seen, self._job = Seen(), None
         self.around.measures.note_task(self.book.task, self.name)
 
@@ -219,6 +263,7 @@ class Runner:
 
     async def _keep_tidy(self) -> None:
         while True:
+            await self.book.confirm()
             await self._tidy()
             await self._pause(TIDY_MILLISECONDS)
 
@@ -312,7 +357,7 @@ class Runner:
 
     async def _draw(self, attempt: Round, size: int, now: int) -> None:
         """Draws a cohort, opens groups for it, and keeps it before anybody is told."""
-        waited = len(self.waiting)
+        waited = self.seen.waiting
         # First, since groups expire: nights may pass until enough devices wait that may take part.
         drawn = await self._drawing.draw(size, self.spec.eligibility.minimum_separation_milliseconds)
         if len(drawn) < attempt.terms.minimum_cohort:
@@ -342,7 +387,7 @@ class Runner:
         applied = await self._record(attempt.number, assigned)
         for device, slot in zip(drawn, slots, strict=True):
             self.waiting.answer(device, Drawn(applied, slot))
-        self.waiting.answer_all(NotDrawn("other devices were drawn for this round"))
+        self.waiting.answer_all(NotDrawn(_NOT_DRAWN))
 
     async def _abandon(self, attempt: Round, reason: str, now: int) -> None:
         event = rounds.abandon(attempt, reason, now)

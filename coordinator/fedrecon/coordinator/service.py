@@ -22,6 +22,7 @@ from fedrecon.coordinator.round_events import Finish, Outcome
 from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.rounds import fate_of
 from fedrecon.coordinator.runner import Runner
+from fedrecon.coordinator.selection import Candidate
 from fedrecon.coordinator.tasks import State
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.tokens import BadTokenError, verify_token
@@ -32,13 +33,15 @@ from fedrecon.v1.coordinator_pb2 import (
     CheckInResponse,
     FinishSessionRequest,
     FinishSessionResponse,
+    HandOverRequest,
+    HandOverResponse,
     Rejection,
     RejectionReason,
     ReportFate,
     SessionOutcome,
     Ticket,
 )
-from fedrecon.v1.coordinator_pb2_grpc import CoordinatorServicer
+from fedrecon.v1.coordinator_pb2_grpc import CandidatesServicer, CoordinatorServicer
 from fedrecon.wire.digests import DIGEST_BYTES
 
 LONGEST_WAIT_MILLISECONDS = 30_000
@@ -124,7 +127,9 @@ class CoordinatorService(CoordinatorServicer):
                 "The session's shape is not one.",
                 f"Use at most {_LONGEST_SHAPE} of {''.join(sorted(_SHAPE_CHARACTERS))}.",
             )
-        runner = self._roster.ready_runner(key.task)
+        runner, follower = self._roster.ready_runner(key.task), self._roster.runners.get(key.task)
+        if runner is None and follower is not None:
+            return await self._pass_on(follower, request)
         attempt = await self._attempt(runner, request)
         if runner is not None and request.session not in attempt.finishes:
             outcome = Outcome(SessionOutcome.Name(request.outcome).removeprefix(_OUTCOME_PREFIX))
@@ -139,12 +144,21 @@ class CoordinatorService(CoordinatorServicer):
         )
         return FinishSessionResponse(fate=fate, retry_windows=_on_wire(windows))
 
+    async def _pass_on(self, follower: Runner, request: FinishSessionRequest) -> FinishSessionResponse:
+        """Lets the coordinator that leads the task end a session: only it writes the task's rounds."""
+        around = self._roster.around
+        leader = follower.book.task.leader if follower.is_following.is_set() else ""
+        if leader in {"", around.target}:
+            raise _recovering()
+        try:
+            return await around.peers.finish(leader, request)
+        except ConnectionError as error:
+            raise _recovering() from error
+
     async def _attempt(self, runner: Runner | None, request: FinishSessionRequest) -> Round:
         """Finds a session's attempt: a genuine token names only what was assigned, unless the journal was lost."""
         key = request.round
         if runner is None:
-            if key.task in self._roster.runners:
-                raise _recovering()
             found = await ledger.load_round(self._roster.around.journal, key.task, key.round)
         else:
             found = await runner.book.round_at(key.round)
@@ -205,6 +219,27 @@ class CoordinatorService(CoordinatorServicer):
             retry_windows=_on_wire(windows),
             minimum_examples=minimum_examples,
         )
+
+
+class CandidatesService(CandidatesServicer):
+    """Answers other coordinators.
+
+    Args:
+        roster: The tasks.
+    """
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+
+    async def HandOver(self, request: HandOverRequest, context: Any) -> HandOverResponse:  # noqa: N802 - as above
+        """Takes over who waits at another coordinator. See `coordinator.proto`."""
+        del context
+        runner = self._roster.ready_runner(request.task)
+        if runner is None:
+            return HandOverResponse(leads=False)
+        candidates = [Candidate(each.priority, each.device_key) for each in request.candidates]
+        runner.handed_over.put(request.replica, candidates, runner.book.now())
+        return HandOverResponse(leads=True)
 
 
 def _check_caller(request: CheckInRequest) -> None:

@@ -11,6 +11,9 @@ class CoordinatorSettings(Settings):
     """What the coordinator needs beside what all services share."""
 
     coordinator_port: Port = Field(7001, description="port of the coordinator; 0 for a free one")
+    coordinator_advertised: str = Field(
+        "", description="host:port where other coordinators reach this one, where it differs from what is opened"
+    )
     aggregator_target: str = Field("127.0.0.1:7002", description="where the aggregator's Sums service answers")
     blobs_target: str = Field("", description="Blobs service that devices are told; empty is the aggregator's own")
     idle_retry_seconds: float = Field(

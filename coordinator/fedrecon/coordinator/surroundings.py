@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.sums import Sums
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.clock import Clock
@@ -22,6 +23,8 @@ class Surroundings:
         clock: The time.
         measures: What is counted.
         key: Of round tokens, marks and tickets.
+        peers: The other coordinators.
+        target: Where other coordinators reach this one; empty where there are none.
         blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
         kept_rounds: Newest rounds of a task whose every event stays in the journal.
         kept_checkpoints: Newest commits of a task that can be rolled back to.
@@ -34,6 +37,8 @@ class Surroundings:
     clock: Clock
     measures: Measures
     key: bytes
+    peers: Peers
+    target: str = ""
     blobs_target: str = ""
     kept_rounds: int = 100
     kept_checkpoints: int = 20

@@ -172,6 +172,17 @@ class TaskEdited:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLed:
+    """Another coordinator began to lead the task.
+
+    Attributes:
+        target: Where other coordinators reach it.
+    """
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolledBack:
     """An operator made an older checkpoint the live one.
 
@@ -214,6 +225,7 @@ Event = (
     | CheckpointEvaluated
     | AttemptAbandoned
     | RolledBack
+    | TaskLed
     | HistoryLost
 )
 EVENT_TYPES = (
@@ -227,6 +239,7 @@ EVENT_TYPES = (
     CheckpointEvaluated,
     AttemptAbandoned,
     RolledBack,
+    TaskLed,
     HistoryLost,
 )
 
@@ -254,6 +267,7 @@ class Task:
         committed_at: When the last round was committed; 0: none was.
         ended_at: When it was completed or cancelled; 0: it was not.
         lost_watermark: What the newest loss of history was measured by.
+        leader: Where the coordinator is reached that leads it, or led it last; empty: not known.
     """
 
     created: TaskCreated
@@ -274,6 +288,7 @@ class Task:
     committed_at: int = 0
     ended_at: int = 0
     lost_watermark: str = ""
+    leader: str = ""
 
     @property
     def number(self) -> int:
@@ -349,6 +364,8 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
                 abandoned_in_a_row=task.abandoned_in_a_row + 1,
                 retry_at=event.retry_at,
             )
+        case TaskLed():
+            return replace(task, leader=event.target)
         case RolledBack():
             if event.number > task.committed:
                 raise IllegalEvent(f"round {event.number} has made no checkpoint: {task.committed} are committed")
