@@ -58,6 +58,9 @@ def test_a_task_is_steered_by_commands(
     assert [int(each["key"]["round"]) for each in committed] == [5, 4, 3, 2, 1]
     (why,) = run(capsys, "rounds", "why", TASK, "2")
     assert "opened from checkpoint" in why["story"][0]
+    (collected,) = run(capsys, "blobs", "collect", "--dry-run")
+    assert (collected["removed"], collected["blocked"]) == ("0", "")
+    assert int(collected["needed"]) > 5 + 5, "parts of the plan, checkpoints and optimizer states"
     assert any("Committed checkpoint" in sentence for sentence in why["story"])
     (tasks,) = run(capsys, "task", "list")
     assert [each["spec"]["name"] for each in tasks["tasks"]] == [TASK]

@@ -17,7 +17,7 @@ from fedrecon.coordinator.book import Book
 from fedrecon.coordinator.entries import TASK_STREAM, round_entries, round_stream
 from fedrecon.coordinator.ledger import RoundAt
 from fedrecon.coordinator.reading import Reader
-from fedrecon.coordinator.retention import CONDENSED_EVENTS, Retention
+from fedrecon.coordinator.retention import Retention
 from fedrecon.coordinator.round_events import Finish, Outcome, SessionsFinished
 from fedrecon.coordinator.round_state import Phase
 from fedrecon.coordinator.tasks import TaskCompleted
@@ -30,7 +30,7 @@ from fedrecon.v1 import admin_pb2
 from support.coordinating import CALL_SECONDS, TASK, Coordinator, House, house, make_spec, refused, until_true
 from support.many_rounds import ROUND_MILLISECONDS, bytes_of, make_task, run_round
 
-COHORT = 40
+COHORT = 20
 KEPT_ROUNDS = 10
 KEPT_CHECKPOINTS = 5
 
@@ -83,18 +83,18 @@ class Told:
 async def test_hundreds_of_rounds_take_the_same_little_room_each(journal: Journal) -> None:
     told = Told(journal)
     await told.begin()
-    await told.run(60)
+    await told.run(50)
     sizes = []
     for _ in range(3):
         # As many events of the task since its last snapshot at each look, or its stream would swing the sizes.
-        await told.run(60)
+        await told.run(50)
         await told.retention._tidy_task()
         history = await journal.load(TASK, TASK_STREAM)
         sizes.append(await bytes_of(journal, TASK) - sum(len(each.event) for each in history.events))
     grown = [after - before for before, after in itertools.pairwise(sizes)]
     whole = await _room_of_whole_rounds(told)
     assert abs(grown[1] - grown[0]) < 0.3 * grown[0]
-    assert grown[1] / 60 < 0.25 * whole, "a summary is small"
+    assert grown[1] / 50 < 0.25 * whole, "a summary is small"
 
 
 async def _room_of_whole_rounds(told: Told) -> float:
@@ -187,7 +187,8 @@ async def test_a_stream_that_cannot_be_read_does_not_stop_the_others(journal: Jo
     assert [await told.is_whole(number) for number in (1, 2, 3)] == [False, True, False]
 
 
-async def test_whoever_reads_on_past_a_snapshot_reads_again(journal: Journal) -> None:
+async def test_whoever_reads_on_past_a_snapshot_reads_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "CONDENSED_EVENTS", 20)
     told = Told(journal)
     await told.begin()
     reader, follower = Reader(journal), Book(TASK, journal, told.clock, "another")
@@ -196,8 +197,8 @@ async def test_whoever_reads_on_past_a_snapshot_reads_again(journal: Journal) ->
     await told.run(1)
     first = (await journal.load(TASK, round_stream(1))).events[:1]
     reader._rounds[TASK] = {1: ledger.fold_round(RoundAt(), first)}
-    await told.run(220)
-    assert (await journal.load(TASK, TASK_STREAM)).snapshot_version >= CONDENSED_EVENTS
+    await told.run(25)
+    assert (await journal.load(TASK, TASK_STREAM)).snapshot_version >= 20
     assert (await reader.task(TASK)).task == told.book.task
     assert (await reader.round(TASK, 1)).summary is not None
     while follower.version < told.book.version:

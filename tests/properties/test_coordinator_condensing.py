@@ -52,7 +52,7 @@ CHOICES = st.lists(
 
 
 @given(choices=CHOICES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_condensed_task_is_and_goes_on_as_the_whole_one(choices: list[tuple[int, bool]]) -> None:
     asyncio.run(_compare(choices))
 
