@@ -24,6 +24,9 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.enable_retries", 0),  # the core repeats calls itself, and counts them
     ("grpc.keepalive_time_ms", 60_000),
+    # The core waits between tries, longer each time: a connection must be tried when it does, not minutes later.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
