@@ -44,7 +44,7 @@ def commands(page: str) -> list[str]:
 
 
 def needs_stack(command: str) -> bool:
-    return bool(re.match(r"fedrecon (task|rounds|fleet) |fedrecon export (?!--)", command))
+    return bool(re.match(r"fedrecon (task|rounds|checkpoints|blobs|fleet) |fedrecon export (?!--)", command))
 
 
 @dataclass(frozen=True, slots=True)
