@@ -347,7 +347,9 @@ class Summing:
                 if written == encoded and stale.actual == self.version + 1:
                     return  # an earlier attempt was applied, and only its answer was lost
                 self.lost = self._ending = True
-                _log.error("group was taken over", stream=self.stream)
+                _log.error(
+                    "group was taken over" if stale.actual > self.version else "journal went back", stream=self.stream
+                )
                 raise taken_over() from stale
             else:
                 return
