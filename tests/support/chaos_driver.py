@@ -266,10 +266,14 @@ class Run:
                 await self.watch.changed.wait()
 
 
+_ALL_IS_KEPT = {"FEDRECON_KEPT_ROUNDS": "1000000", "FEDRECON_AGGREGATOR_KEEP_HOURS": "24"}
+"""What is judged in the end is every entry of every round and group."""
+
+
 @contextlib.asynccontextmanager
 async def running(home: Path, plan: Path, *, seed: int) -> AsyncIterator[Run]:
     """Starts a stack, a task and its devices; ends all of them."""
-    stack = Stack(Settings(home=home))
+    stack = Stack(Settings(home=home), environment=_ALL_IS_KEPT)
     await asyncio.to_thread(stack.start)
     try:
         await asyncio.to_thread(_create_task, stack, plan)
