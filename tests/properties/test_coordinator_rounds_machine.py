@@ -197,7 +197,17 @@ class Machine(RuleBasedStateMachine):
                 rounds.step(last, called_for, self.now)
 
 
-Machine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+class LongMachine(Machine):
+    """The same for longer."""
+
+
+def _programs(count: int) -> settings:
+    return settings(
+        max_examples=count, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+
+Machine.TestCase.settings = _programs(200)
+LongMachine.TestCase.settings = _programs(2_000)
 test_rounds_and_their_twin_agree = Machine.TestCase
+test_rounds_and_their_twin_agree_for_long = pytest.mark.slow(LongMachine.TestCase)

@@ -480,8 +480,8 @@ class Runner:
         except SumsRefused as refused:
             await self._abandon(attempt, f"no checkpoint could be made: {refused}", self.book.now())
             return
-        if attempt.opened.checkpoint != self.book.task.checkpoint:
-            return  # rolled back meanwhile: the attempt is given up
+        if self.book.task.has_ended or attempt.opened.checkpoint != self.book.task.checkpoint:
+            return  # cancelled or rolled back meanwhile: the attempt is given up
         event = committed_of(merged)
         told = self._told_of(attempt, event)
         self._log.info("round committed", round=attempt.number, attempt=attempt.attempt, reports=event.reports)

@@ -338,6 +338,7 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
             _require_open(task, event)
             return replace(task, state=State.COMPLETED, reason=event.reason, ended_at=now)
         case CheckpointCommitted():
+            _require_open(task, event)
             _require_attempt(task, event)
             return replace(
                 task,
@@ -351,6 +352,7 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
                 committed_at=now,
             )
         case CheckpointEvaluated():
+            _require_open(task, event)
             _require_attempt(task, event)
             return replace(
                 task, committed=event.number, attempt=1, abandoned_in_a_row=0, retry_at=now, committed_at=now
