@@ -215,7 +215,7 @@ async def test_what_is_served_is_refreshed_and_exported_again_where_it_is_missin
         keeping = asyncio.create_task(followed.catalogue.keep_served(0.01))
         await until(lambda: len(blobs.refreshed) >= 4)
         assert len(exports.exported) == 1
-        blobs.failures = [OSError("the store is away"), BlobMissing("it was removed")]
+        blobs.failures = [OSError("the store is away"), RuntimeError("it has errors of its own"), BlobMissing("gone")]
         await until(lambda: len(exports.exported) == 2)
         assert exports.exported[0] == exports.exported[1]
         before = len(blobs.refreshed)

@@ -274,7 +274,7 @@ class Runner:
             try:
                 known = self.name, self.book.task, self.book.version
                 await asyncio.to_thread(keep_watermark, self.around.blobs, *known)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whatever a store raises, rounds go on
                 self._log.warning("watermark not noted", why=str(error)[:200])
                 await self._pause(_AFTER_CRASH_MILLISECONDS)
             else:

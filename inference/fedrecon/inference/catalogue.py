@@ -169,7 +169,7 @@ class Catalogue:
                 except (BlobMissing, CorruptBlob) as error:
                     _log.error("recommender will be exported again", task=name, why=str(error))
                     followed.again()
-                except OSError as error:  # tried again the next time: the grace time is long
+                except Exception as error:  # noqa: BLE001 - whatever a store raises: the grace time is long
                     _log.warning("recommender not refreshed", task=name, error=type(error).__name__)
 
     async def _watch(self, name: str, followed: _Followed) -> None:
