@@ -19,8 +19,8 @@ from fedrecon.ops.clock import Clock
 from fedrecon.ops.journal import Append, HistoryCompacted, Journal, JournalUnavailable, Lease, StaleWriter
 
 LEASE_NAME = "runner"
-LEASE_MILLISECONDS = 5_000
-RENEW_MILLISECONDS = 1_500
+LEASE_MILLISECONDS = 3_000
+RENEW_MILLISECONDS = 1_000
 _RELEASE_SECONDS = 2.0
 _ROUNDS_KEPT = 8
 
