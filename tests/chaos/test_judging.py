@@ -51,7 +51,7 @@ class World:
 
     devices: list[Device] = field(default_factory=lambda: [make_device(seed) for seed in range(3)])
     blobs: dict[bytes, bytes] = field(default_factory=dict)
-    seen: dict[int, bytes] = field(default_factory=dict)
+    kept: dict[int, bytes] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     rounds: dict[int, list[Entry[round_events.Event]]] = field(default_factory=dict)
     trails: dict[bytes, Trail] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class World:
             self.notes += [Sent(device.session, digest, device.vector), Acknowledged(device.session, digest)]
         self.trails[GROUP] = trail_of(GROUP, self.devices)
         self.rounds[1] = self.round_of([GROUP, OTHER][:1], self.devices)
-        self.seen[1] = self.committed.checkpoint.digest
+        self.kept[1] = self.committed.checkpoint.digest
 
     def keep(self, content: bytes) -> Blob:
         self.blobs[digest_of(content)] = content
@@ -103,7 +103,7 @@ class World:
 
     @property
     def verdict(self) -> Verdict:
-        return judge(Evidence(self.rounds, self.trails), self.notes, self.read, self.seen)
+        return judge(Evidence(self.rounds, self.trails), self.notes, self.read, self.kept)
 
 
 def opened(number: int, attempt: int, checkpoint: Blob) -> round_events.Opened:
@@ -176,7 +176,7 @@ def test_reports_of_an_abandoned_attempt_are_void_and_the_round_is_tried_again(w
         Entry(1_600, Abandoned("why not", 1_700)),
         Entry(1_800, opened(1, 2, Blob(digest_of(FIRST), len(FIRST)))),
     ]
-    world.seen.clear()
+    world.kept.clear()
     verdict = world.verdict
     assert verdict.faults == []
     assert (verdict.voided, verdict.abandoned, verdict.lost) == (3, 1, 0)
@@ -191,18 +191,23 @@ def test_a_round_that_was_left_open_is_a_fault(world: World) -> None:
 
 
 def test_a_checkpoint_that_changed_after_its_commit_is_a_fault(world: World) -> None:
-    world.seen[1] = b"z" * 32
+    world.kept[1] = b"z" * 32
     assert len(world.verdict.faults) == 1
 
 
 def test_a_commit_that_is_gone_is_a_fault(world: World) -> None:
-    world.seen[2] = b"z" * 32
+    world.kept.clear()
+    assert len(world.verdict.faults) == 1
+
+
+def test_a_commit_that_nobody_saw_is_a_fault(world: World) -> None:
+    world.kept[2] = b"z" * 32
     assert len(world.verdict.faults) == 1
 
 
 def test_a_checkpoint_of_another_sum_is_a_fault(world: World) -> None:
     world.rounds[1] = world.round_of([GROUP], world.devices[:2])
-    world.seen.clear()
+    world.kept[1] = world.committed.checkpoint.digest
     assert any("another sum" in fault for fault in world.verdict.faults)
 
 

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedrecon.coordinator import ledger
-from fedrecon.coordinator.entries import round_stream
+from fedrecon.coordinator import ledger, round_events
+from fedrecon.coordinator.entries import Entry, round_entries, round_stream
 from fedrecon.coordinator.ledger import RoundAt
 from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.ops.admin_client import open_sync_channel
@@ -31,7 +31,7 @@ from fedrecon.ops.task_commands import create_task
 from fedrecon.ops.task_specs import build_spec
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
-from support.chaos_evidence import Evidence, Times, load_evidence, times_of
+from support.chaos_evidence import Evidence, Times, load_checkpoints, load_trails, times_of
 from support.chaos_judging import Verdict, judge
 from support.chaos_log import read_notes
 from support.chaos_programs import Blow, Stage
@@ -88,7 +88,7 @@ class Watch:
         blobs: Folder of the blobs.
         number: The round that is followed.
         at: Its attempts.
-        seen: Digest of the checkpoint of every round, as it was when first seen committed.
+        entries: What was written of every round, by number.
         changed: Set at every change.
     """
 
@@ -96,7 +96,7 @@ class Watch:
     blobs: Path
     number: int = 1
     at: RoundAt = field(default_factory=RoundAt)
-    seen: dict[int, bytes] = field(default_factory=dict)
+    entries: dict[int, list[Entry[round_events.Event]]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     _blobs_before: int = 0
 
@@ -108,11 +108,12 @@ class Watch:
                 await asyncio.sleep(_AWAY_SECONDS)
                 continue
             self.at = ledger.fold_round(self.at, recorded)
+            if recorded:
+                self.entries.setdefault(self.number, []).extend(round_entries.decode(each.event) for each in recorded)
             last = self.at.last
             if last is not None and last.phase is Phase.REPORTING:
                 self._blobs_before = self._blobs_written()
             if last is not None and last.committed is not None:
-                self.seen[self.number] = last.committed.checkpoint.digest
                 self.number, self.at = self.number + 1, RoundAt()
             self.changed.set()
 
@@ -192,17 +193,15 @@ class Run:
                 if self.watch.stage is blow.stage:
                     break
                 delay *= _SOONER  # this one was over before: the next one is hit earlier
+        number = self.watch.number
         self._kill(blow.victim, alone=alone)
         if blow.follower is not None:
             await asyncio.sleep(blow.follower.after_seconds)
             self._kill(blow.follower.victim, alone=False)
-        await self.recovered()
-
-    async def recovered(self) -> None:
-        """Returns when all processes live and the round under way has been committed."""
         if self._mending is not None:
             await self._mending
-        await self.rounds(1)
+        # Reports were accepted since, also where the round that was hit needed none any more.
+        await self.rounds(max(0, number + 2 - self.watch.number))
 
     def _kill(self, victim: str, *, alone: bool) -> None:
         stage = self.watch.stage
@@ -250,9 +249,13 @@ class Run:
         """Lets the round under way end, sends the devices home, and judges."""
         await asyncio.to_thread(self._pause_task)
         await self._settled()
-        evidence = await load_evidence(self.journal, TASK)
+        evidence = await self.evidence()
+        kept = await load_checkpoints(self.journal, TASK, self.watch.number)
         blobs = open_blobs(self.stack.home / "blobs")
-        return evidence, judge(evidence, read_notes(self.log), blobs.read, self.watch.seen)
+        return evidence, judge(evidence, read_notes(self.log), blobs.read, kept)
+
+    async def evidence(self) -> Evidence:
+        return Evidence(dict(self.watch.entries), await load_trails(self.journal, TASK))
 
     def _pause_task(self) -> None:
         with open_sync_channel(self.stack.roles["coordinator"].address, self.stack.home) as channel:
@@ -360,13 +363,13 @@ async def run_program(
     async with running(home, plan, seed=seed) as run:
         await run.rounds(1 + calm_rounds)  # the first one warms everything up
         calm_until = time.time_ns() // 1_000_000
-        usual = times_of(await load_evidence(run.journal, TASK)).usual_lengths()
+        usual = times_of(await run.evidence()).usual_lengths()
         blows = list(program)
         while blows:
             for blow in blows:
                 told(repr(blow))
                 await run.strike(blow, usual)
-            blows = list(missing(run.kills, times_of(await load_evidence(run.journal, TASK))))
+            blows = list(missing(run.kills, times_of(await run.evidence())))
         await run.rounds(1)
         evidence, verdict = await run.end()
     return Outcome(run.kills, evidence, verdict, calm_until, time.monotonic() - began)

@@ -41,10 +41,10 @@ class Trail:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the journal of a task holds.
+    """What the journal of a task was seen to hold.
 
     Attributes:
-        rounds: Entries of every round, by number.
+        rounds: Entries of every round as they were written, by number; the journal itself keeps summaries of old ones.
         trails: Its sum groups, by id.
     """
 
@@ -52,19 +52,25 @@ class Evidence:
     trails: Mapping[bytes, Trail]
 
 
-async def load_evidence(journal: Journal, task: str) -> Evidence:
-    """Reads the journal of a task."""
-    rounds: dict[int, RoundEntries] = {}
-    number = 1
-    while entries := await ledger.load_round_entries(journal, task, number):
-        rounds[number] = entries
-        number += 1
+async def load_trails(journal: Journal, task: str) -> dict[bytes, Trail]:
+    """Reads all sum groups of a task, by id."""
     trails = {}
     for stream in await journal.streams(task, "group/"):
-        events = tuple(CODEC.decode(one.event) for one in (await journal.load(task, stream)).events)
-        trail = Trail(events)
+        trail = Trail(tuple(CODEC.decode(one.event) for one in (await journal.load(task, stream)).events))
         trails[trail.opened.group] = trail
-    return Evidence(rounds, trails)
+    return trails
+
+
+async def load_checkpoints(journal: Journal, task: str, rounds: int) -> dict[int, bytes]:
+    """Reads the digest of every committed round's checkpoint, also where only a summary of the round is left."""
+    checkpoints = {}
+    for number in range(1, rounds + 1):
+        at = await ledger.load_round(journal, task, number)
+        if at.summary is not None:
+            checkpoints[number] = at.summary.messages[-1].checkpoint.digest
+        elif at.last is not None and at.last.committed is not None:
+            checkpoints[number] = at.last.committed.checkpoint.digest
+    return checkpoints
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,19 +81,19 @@ def judge(
     evidence: Evidence,
     notes: Iterable[Note],
     read_blob: Callable[[bytes], bytes],
-    seen: Mapping[int, bytes],
+    kept: Mapping[int, bytes],
 ) -> Verdict:
     """Judges a run.
 
     Args:
-        evidence: What the journal holds.
+        evidence: What the journal was seen to hold.
         notes: What the devices wrote down.
         read_blob: Returns a blob by its digest, and raises if its bytes are not those.
-        seen: Digest of every round's checkpoint as it was when the round was first seen committed.
+        kept: Digest of every committed round's checkpoint, as the journal has it in the end.
     """
     notes = list(notes)
     verdict = Verdict()
-    attempts = _check_rounds(evidence, seen, verdict)
+    attempts = _check_rounds(evidence, kept, verdict)
     places = _places(evidence, attempts, verdict)
     _check_acknowledged(notes, places, verdict)
     _check_fates(notes, places, verdict)
@@ -102,7 +102,7 @@ def judge(
     return verdict
 
 
-def _check_rounds(evidence: Evidence, seen: Mapping[int, bytes], verdict: Verdict) -> list[Round]:
+def _check_rounds(evidence: Evidence, kept: Mapping[int, bytes], verdict: Verdict) -> list[Round]:
     """Folds the rounds, and returns all attempts in order."""
     attempts: list[Round] = []
     newest = max(evidence.rounds, default=0)
@@ -120,14 +120,14 @@ def _check_rounds(evidence: Evidence, seen: Mapping[int, bytes], verdict: Verdic
     for attempt in committed:
         assert attempt.committed is not None
         made = attempt.committed.checkpoint.digest
-        if seen.get(attempt.number, made) != made:
+        if kept.get(attempt.number) != made:
             verdict.faults.append(f"the checkpoint of round {attempt.number} changed after its commit")
         for following in attempts:
             if following.number == attempt.number + 1 and following.opened.checkpoint.digest != made:
                 verdict.faults.append(f"round {following.number} did not begin with the last checkpoint")
     verdict.faults += [
-        f"round {number} was seen committed and is not any more"
-        for number in seen
+        f"round {number} is committed, and nobody saw it happen"
+        for number in kept
         if number not in {attempt.number for attempt in committed}
     ]
     return attempts
