@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from fedrecon.aggregator import running as running_module
 from fedrecon.aggregator.ingest import Staging
+from fedrecon.aggregator.snapshots import Snapshots
 from fedrecon.ops.clock import ManualClock
 from fedrecon.ops.journal import Append
 from fedrecon.ops.journal.memory import MemoryJournal
@@ -53,6 +55,32 @@ async def test_the_sum_of_an_expired_attempt_goes_and_is_not_merged(tmp_path: Pa
         assert len((await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)).groups) == 1
         late = aggregator.sums.Merge(merging(checkpoint, [group]), timeout=5)
         await refused(late, grpc.StatusCode.FAILED_PRECONDITION, "EXPIRED")
+
+
+async def test_a_disk_that_fails_to_remove_a_sum_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, journal = ManualClock(now()), MemoryJournal()
+    really, failures = Snapshots.delete, 0
+
+    def failing(snapshots: Snapshots, digest: bytes) -> None:
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            raise OSError(errno.EIO, "the disk fails")
+        really(snapshots, digest)
+
+    async with running(tmp_path, journal, clock) as aggregator:
+        _, (group,) = await opened(aggregator, expires_unix_milliseconds=now() + 10_000)
+        await make_device(1).upload(aggregator, group)
+        await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)
+        monkeypatch.setattr(Snapshots, "delete", failing)
+        await clock.advance(12_000)
+
+        async def is_gone() -> bool:
+            await clock.advance(1_000)
+            return not files_of(tmp_path)
+
+        await until(is_gone)
+        assert failures == 3
 
 
 async def test_an_unreadable_group_costs_its_attempt_and_not_the_start(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class Attempts:
         for key, attempt in list(self._attempts.items()):
             try:
                 await self._tidy(key, attempt)
-            except (JournalError, Refusal) as error:  # tried again the next time
+            except (JournalError, Refusal, OSError) as error:  # tried again the next time
                 _log.warning("attempt not tidied", task=key[0], round=key[1], attempt=key[2], why=type(error).__name__)
 
     async def forgotten(self) -> dict[Key, tuple[str, ...]]:
