@@ -1,12 +1,14 @@
 """A bare grpc.aio server, the most that Python's gRPC gives here: it echoes calls, and discards streams.
 
-Run as `python -m fedrecon.benchmarks.bare --ready-file FILE`. Nothing is parsed, checked, counted or kept.
+Run as `python -m fedrecon.benchmarks.bare --ready-file FILE`. Nothing is parsed, checked, counted or kept; one method
+hashes what it discards, to show what SHA-256 costs on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from fedrecon.ops.lifecycle import SERVER_OPTIONS
 SERVICE = "bare.Bare"
 ECHO = f"/{SERVICE}/Echo"
 DISCARD = f"/{SERVICE}/Discard"
+DIGEST = f"/{SERVICE}/Digest"
 
 
 async def _echo(request: bytes, context: Any) -> bytes:
@@ -34,11 +37,20 @@ async def _discard(requests: AsyncIterator[bytes], context: Any) -> bytes:
     return b""
 
 
+async def _digest(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    del context
+    seen = hashlib.sha256()
+    async for request in requests:
+        seen.update(request)
+    return seen.digest()
+
+
 async def _serve(ready_file: Path) -> None:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Discard": grpc.stream_unary_rpc_method_handler(_discard),
+        "Digest": grpc.stream_unary_rpc_method_handler(_digest),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
