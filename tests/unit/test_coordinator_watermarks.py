@@ -82,6 +82,20 @@ def test_a_lost_entry_that_is_no_commit_is_found(blobs: LocalBlobs) -> None:
     assert f"had {version + 4} entries, but the journal knows {version}" in loss.reason
 
 
+def test_what_others_wrote_since_does_not_hide_a_lost_commit(blobs: LocalBlobs) -> None:
+    keep_watermark(blobs, NAME, *task_after(3))
+    noted = read_watermark(blobs, NAME)
+    task, version = task_after(2)
+    for _ in range(3):
+        task = tasks.step(tasks.step(task, tasks.TaskPaused("to look", "olga"), 5), tasks.TaskResumed("olga"), 6)
+        version += 2
+    keep_watermark(blobs, NAME, task, version)
+    assert read_watermark(blobs, NAME) == noted
+    loss = find_loss(blobs, NAME, task, version, knew_more=False)
+    assert loss is not None
+    assert "round 3 was committed" in loss.reason
+
+
 def test_a_slow_process_does_not_take_a_newer_note_back(blobs: LocalBlobs) -> None:
     keep_watermark(blobs, NAME, *task_after(3))
     keep_watermark(blobs, NAME, *task_after(2))

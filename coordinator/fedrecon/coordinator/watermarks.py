@@ -78,8 +78,9 @@ def keep_watermark(blobs: BlobStore, name: str, task: Task, version: int) -> Non
     """
     noted = _readable_watermark(blobs, name)
     if noted is not None:
-        is_lost = noted.name == task.lost_watermark
-        if (is_lost and task.state is State.PAUSED) or (not is_lost and noted.version >= version):
+        is_told = noted.name == task.lost_watermark
+        is_behind = version <= noted.version or task.committed < noted.committed
+        if (is_told and task.state is State.PAUSED) or (not is_told and is_behind):
             return
     watermark = Watermark(version, task.committed, task.checkpoint, task.optimizer_state)
     blobs.write_note(f"{name}{_SUFFIX}", _CODEC.encode(watermark))
@@ -98,7 +99,12 @@ def find_loss(blobs: BlobStore, name: str, task: Task, version: int, *, knew_mor
     if task.has_ended:
         return None
     noted = _readable_watermark(blobs, name)
-    is_behind = noted is not None and version < noted.version and noted.name != task.lost_watermark
+    # Versions alone would not tell: others may have written to the journal since it went back.
+    is_behind = (
+        noted is not None
+        and (version < noted.version or task.committed < noted.committed)
+        and noted.name != task.lost_watermark
+    )
     if not is_behind and not knew_more:
         return None
     lost = "entries that this process knew are missing"
