@@ -203,6 +203,18 @@ class Run:
         # Reports were accepted since, also where the round that was hit needed none any more.
         await self.rounds(max(0, number + 2 - self.watch.number))
 
+    async def stop_for(self, victim: str, seconds: float) -> None:
+        """Lets a process stand still, as a machine that swaps or is moved does, and returns when rounds go on."""
+        pid = self._pid_of(victim)
+        assert pid is not None
+        number = self.watch.number
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await self.rounds(max(0, number + 2 - self.watch.number))
+
     def _kill(self, victim: str, *, alone: bool) -> None:
         stage = self.watch.stage
         pid = self._pid_of(victim)
