@@ -18,6 +18,7 @@ from fedrecon.v1.common_pb2 import BlobReference, Chunk
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.chunks import cut
 from fedrecon.wire.digests import digest_of
+from fedrecon.wire.vocabularies import write_vocabulary
 from support.coordinating import TASK, Coordinator, House, house, make_spec, refused, until_true
 
 
@@ -291,7 +292,7 @@ async def test_a_roll_back_gives_the_round_under_way_up(tmp_path: Path) -> None:
         built.sums.may_merge.set()
         await coordinator.until(Phase.SELECTING, 2, attempt=2)
         explained = await coordinator.admin.ExplainRound(admin_pb2.ExplainRoundRequest(task=TASK, round=2), timeout=10)
-        assert "rolled back to the checkpoint of round 0" in explained.attempts[0].reason
+        assert "another checkpoint became live: that of round 0" in explained.attempts[0].reason
         assert (await coordinator.finish(assigned[0])).fate == coordinator_pb2.REPORT_FATE_VOID
         second = await committed(built, coordinator, 2)
         assert second == (await coordinator.task()).checkpoint
@@ -354,3 +355,64 @@ async def test_what_rounds_rely_on_cannot_be_edited(tmp_path: Path) -> None:
         call = coordinator.admin.EditTask(admin_pb2.EditTaskRequest(spec=task.spec, version=9), timeout=10)
         await refused(call, grpc.StatusCode.ABORTED, "TASK_MOVED_ON")
         assert (await coordinator.task()).spec == task.spec
+
+
+def vocabulary_of(built: House, *keys: str, version: int = 2) -> BlobReference:
+    content = write_vocabulary("items", version, keys)
+    return BlobReference(digest=built.blobs.put(content), size=len(content))
+
+
+async def test_new_items_have_rows_from_the_next_round_on(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        before = await committed(built, coordinator, 1)
+        assigned = await coordinator.assign(1, 2, 3)
+        task = await coordinator.task()
+        task.spec.vocabularies["items"].CopyFrom(vocabulary_of(built, *(f"item {row}" for row in range(8))))
+        request = admin_pb2.EditTaskRequest(spec=task.spec, version=task.version)
+        edited = (await coordinator.admin.EditTask(request, timeout=10)).task
+        assert built.blobs.read(edited.checkpoint.digest).decode() == f"{before.digest.hex()} with {{'items': 8}}"
+        # Updates of the round under way are of fewer rows: it is given up, and the next attempt has them all.
+        await coordinator.until(Phase.SELECTING, 2, attempt=2)
+        assert (await coordinator.finish(assigned[0])).fate == coordinator_pb2.REPORT_FATE_VOID
+        following = await coordinator.assign(1, 2, 3)
+        assert {each.checkpoint.digest for each in following} == {edited.checkpoint.digest}
+        opened = built.sums.find(following[0].round).request
+        assert list(opened.segment_elements) == [16]
+        listed = await coordinator.admin.ListCheckpoints(admin_pb2.ListCheckpointsRequest(task=TASK), timeout=10)
+        assert [(each.round, each.live, each.blob == edited.checkpoint) for each in listed.checkpoints] == [
+            (1, True, True),
+            (0, False, False),
+        ]
+
+
+async def test_a_checkpoint_that_is_rolled_back_to_has_rows_for_newer_items(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        first = await committed(built, coordinator, 1)
+        await committed(built, coordinator, 2)
+        task = await coordinator.task()
+        task.spec.vocabularies["items"].CopyFrom(vocabulary_of(built, *(f"item {row}" for row in range(7))))
+        await coordinator.admin.EditTask(admin_pb2.EditTaskRequest(spec=task.spec, version=task.version), timeout=10)
+        rolled = await coordinator.admin.RollBack(admin_pb2.RollBackRequest(task=TASK, round=1), timeout=10)
+        content = built.blobs.read(rolled.task.checkpoint.digest).decode()
+        assert content == f"{first.digest.hex()} with {{'items': 7}}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason", "told"),
+    [
+        ([f"item {row}" for row in (1, 0, 2, 3, 4, 5, 6)], "NOT_EDITABLE", "row 0 stands for 'item 0'"),
+        ([f"item {row}" for row in range(5)], "INVALID_SPEC", "never removed"),
+    ],
+)
+async def test_rows_are_never_renumbered(tmp_path: Path, keys: list[str], reason: str, told: str) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await begun(built)
+        task = await coordinator.task()
+        checkpoint = task.checkpoint
+        task.spec.vocabularies["items"].CopyFrom(vocabulary_of(built, *keys))
+        call = coordinator.admin.EditTask(admin_pb2.EditTaskRequest(spec=task.spec, version=task.version), timeout=10)
+        code = grpc.StatusCode.INVALID_ARGUMENT if reason == "INVALID_SPEC" else grpc.StatusCode.FAILED_PRECONDITION
+        assert told in (await refused(call, code, reason)).message
+        assert (await coordinator.task()).checkpoint == checkpoint

@@ -212,7 +212,7 @@ def test_rounds_take_the_layout_with_the_bounds_of_the_task() -> None:
         (lambda spec: spec.bounds.update({"users": 1.0}), 6, "INVALID_SPEC", "bounds.users"),
         (lambda spec: spec.bounds.update({"items": -1.0}), 6, "INVALID_SPEC", "finite bound"),
         (lambda spec: setattr(spec.secure_sum, "maximum_reports", 1 << 31), 6, "INVALID_SPEC", "do not fit a ring"),
-        (lambda _: None, 7, "NOT_YET_SUPPORTED", "7 rows"),
+        (lambda _: None, 5, "INVALID_SPEC", "never removed"),
     ],
 )
 def test_a_specification_that_does_not_fit_its_plan_is_refused(
@@ -313,7 +313,7 @@ def assigned_work(work: LocalWork, number: int) -> LocalWork:
     opened = Opened("films", number, 1, terms_of(spec), CHECKPOINT, None, spec.SerializeToString())
     state, _ = rounds.step(None, opened, 0)
     state, _ = rounds.step(state, Assigned(slots, 8, (b"g" * 16,), "here:1", 99_000), 1)
-    return make_assignment(KEY, Prepared(Manifest(), Layout(), ()), state, slots[0], "", 2).work
+    return make_assignment(KEY, Prepared(Manifest(), Layout(), (), {}), state, slots[0], "", 2).work
 
 
 def test_epochs_that_grow_are_told_as_the_number_of_the_round() -> None:

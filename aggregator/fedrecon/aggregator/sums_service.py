@@ -18,6 +18,7 @@ from fedrecon.aggregator import optimizers
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.group_events import Phase
+from fedrecon.aggregator.growing import ShrunkError, grow
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.merging import (
@@ -37,6 +38,8 @@ from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
     CloseResponse,
+    GrowRequest,
+    GrowResponse,
     MergeRequest,
     MergeResponse,
     OpenRequest,
@@ -46,6 +49,7 @@ from fedrecon.v1.aggregator_pb2 import (
 )
 from fedrecon.v1.aggregator_pb2_grpc import SumsServicer
 from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.wire.manifests import MalformedPlanError, read_manifest
 from fedrecon.wire.tensors import MalformedTensorsError, read_safetensors, write_safetensors
 
 
@@ -151,6 +155,38 @@ class SumsService(SumsServicer):
         if optimizer is not None:
             self._measures.update_norm.labels(task=request.round.task).set(round_sum.update_norm)
         return response
+
+    async def Grow(self, request: GrowRequest, context: Any) -> GrowResponse:  # noqa: N802
+        """Appends rows for new items to a checkpoint and its optimizer state."""
+        del context
+        return await asyncio.to_thread(self._grow, request)
+
+    def _grow(self, request: GrowRequest) -> GrowResponse:
+        try:
+            manifest = read_manifest(self._blobs.read(request.plan_digest))
+            optimizer = optimizers.from_message(request.optimizer)
+        except (BlobMissing, MalformedPlanError) as error:
+            raise _unknown_blob(request.plan_digest, "plan") from error
+        except ValueError as error:
+            raise malformed(f"the server optimizer: {error}") from error
+        checkpoint = self._read(request.checkpoint_digest, "checkpoint")
+        digest = request.optimizer_state_digest
+        state = self._read(digest, "optimizer state") if digest else None
+        rows = {
+            parameter.name: request.rows[parameter.vocabulary]
+            for parameter in manifest.parameters
+            if parameter.vocabulary in request.rows and parameter.name in checkpoint
+        }
+        try:
+            after, kept = grow(checkpoint, state, rows, optimizer)
+        except (ShrunkError, KeyError) as error:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "STATE_MISMATCH",
+                f"Nothing is grown: {error}.",
+                "Rows are appended and retired, never removed; name what belongs together.",
+            ) from error
+        return GrowResponse(checkpoint=self._put(after), optimizer_state=None if kept is None else self._put(kept))
 
     def _write(
         self, request: MergeRequest, round_sum: RoundSum, optimizer: Optimizer | None, response: MergeResponse

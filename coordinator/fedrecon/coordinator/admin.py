@@ -17,21 +17,25 @@ import grpc
 
 from fedrecon.coordinator import ledger, stories, tasks
 from fedrecon.coordinator.collecting import Collector
-from fedrecon.coordinator.editing import find_checkpoint, require_editable
+from fedrecon.coordinator.editing import find_checkpoint, require_appended, require_editable
 from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
 from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
+from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.reading import Reader
 from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
-from fedrecon.coordinator.round_events import IllegalEvent
+from fedrecon.coordinator.round_events import Blob, IllegalEvent
 from fedrecon.coordinator.round_state import Phase, Round
+from fedrecon.coordinator.specs import InvalidSpec
+from fedrecon.coordinator.sums import SumsAway, SumsRefused
 from fedrecon.coordinator.tasks import State, TaskCancelled, TaskEdited, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.journal import Append, HistoryCompacted, StaleWriter
 from fedrecon.v1 import admin_pb2, task_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminServicer
+from fedrecon.v1.aggregator_pb2 import GrowRequest
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.chunks import ChunkOrderError, take
@@ -44,6 +48,7 @@ _LARGEST_LIMIT = 1_000
 """Rounds that one call reads: `before_round` goes on from there."""
 _WATCH_MILLISECONDS = 10_000
 _PROGRESS_MILLISECONDS = 500
+_AGGREGATOR_RETRY = (500, 5_000)
 _UNKNOWN_OPERATOR = "unauthenticated"
 
 
@@ -87,6 +92,9 @@ class AdminService(AdminServicer):
     ) -> admin_pb2.CreateTaskResponse:
         """Registers a task."""
         created = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator_of(context))
+        if request.spec.vocabularies:
+            checkpoint, _ = await self._grown(request.spec, created.checkpoint, None)
+            created = replace(created, checkpoint=checkpoint)
         await register_task(self._around.journal, request.spec.name, created, self._around.clock.now_milliseconds())
         return admin_pb2.CreateTaskResponse(task=await self._task(request.spec.name))
 
@@ -101,9 +109,15 @@ class AdminService(AdminServicer):
                 f"Task {name!r} is at version {version}, the change starts from {request.version}.",
                 "Read the task again, and change what it says now.",
             )
-        require_editable(TaskSpec.FromString(task.spec), request.spec)
+        before = TaskSpec.FromString(task.spec)
+        require_editable(before, request.spec)
         read = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator_of(context))
         event = TaskEdited(read.spec, read.maximum_rounds, read.maximum_attempts, read.operator)
+        if request.spec.vocabularies != before.vocabularies:
+            await asyncio.to_thread(require_appended, before, request.spec, self._around.blobs)
+            checkpoint, state = await self._grown(request.spec, task.checkpoint, task.optimizer_state)
+            if checkpoint != task.checkpoint:
+                event = replace(event, checkpoint=checkpoint, optimizer_state=state)
         return admin_pb2.EditTaskResponse(task=await self._keep(name, task, version, event))
 
     async def RollBack(self, request: admin_pb2.RollBackRequest, context: Any) -> admin_pb2.RollBackResponse:  # noqa: N802
@@ -113,6 +127,10 @@ class AdminService(AdminServicer):
             entries = await ledger.load_task_entries(self._around.journal, request.task)
             found = await asyncio.to_thread(find_checkpoint, task, entries, request.round, self._around.blobs)
             event = replace(found, reason=request.reason, operator=_operator_of(context))
+            spec = TaskSpec.FromString(task.spec)
+            if spec.vocabularies:
+                checkpoint, state = await self._grown(spec, event.checkpoint, event.optimizer_state)
+                event = replace(event, checkpoint=checkpoint, optimizer_state=state)
             try:
                 return admin_pb2.RollBackResponse(task=await self._keep(request.task, task, version, event))
             except StaleWriter:
@@ -271,6 +289,40 @@ class AdminService(AdminServicer):
             ) from error
         await self._around.journal.append(name, [Append(TASK_STREAM, version, (task_entries.encode(now, event),))])
         return await self._task(name)
+
+    async def _grown(self, spec: TaskSpec, checkpoint: Blob, state: Blob | None) -> tuple[Blob, Blob | None]:
+        """Returns a checkpoint and its optimizer state with as many rows as a task's vocabularies have."""
+        try:
+            prepared = await asyncio.to_thread(load_plan, spec, self._around.blobs)
+            request = GrowRequest(
+                plan_digest=spec.plan.digest,
+                checkpoint_digest=checkpoint.digest,
+                optimizer_state_digest=b"" if state is None else state.digest,
+                optimizer=spec.optimizer,
+                rows=prepared.rows,
+            )
+            grown = await self._around.sums.grow(request)
+        except InvalidSpec as error:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, error.reason, f"{error}.", "Correct it.") from error
+        except SumsAway as away:
+            raise Refusal(
+                grpc.StatusCode.UNAVAILABLE,
+                "AGGREGATOR_AWAY",
+                f"Rows for new items are the aggregator's to make, and it does not answer: {away}.",
+                "Try again when it does.",
+                retry_milliseconds=_AGGREGATOR_RETRY,
+            ) from away
+        except SumsRefused as refused:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                refused.reason,
+                f"Rows for new items cannot be made: {refused}.",
+                "Nothing has changed; look at the aggregator's log.",
+            ) from refused
+        after = Blob(grown.checkpoint.digest, grown.checkpoint.size)
+        if not grown.optimizer_state.digest:
+            return after, None
+        return after, Blob(grown.optimizer_state.digest, grown.optimizer_state.size)
 
     async def _known(self, name: str) -> tuple[tasks.Task, int]:
         names = await ledger.load_names(self._around.journal)

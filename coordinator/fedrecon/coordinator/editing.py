@@ -17,6 +17,8 @@ from fedrecon.coordinator.tasks import CheckpointCommitted, Event, RolledBack, T
 from fedrecon.ops.blobs import BlobMissing, BlobStore
 from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.wire.manifests import read_manifest
+from fedrecon.wire.vocabularies import read_vocabulary
 
 
 def require_editable(before: TaskSpec, after: TaskSpec) -> None:
@@ -46,6 +48,33 @@ def require_editable(before: TaskSpec, after: TaskSpec) -> None:
             f"Task {before.name!r}: {', '.join(changed)} cannot change while a task lives.",
             "Create another task for the same population: old SDKs keep this one.",
         )
+
+
+def require_appended(before: TaskSpec, after: TaskSpec, blobs: BlobStore) -> None:
+    """Raises unless vocabularies only grew: what a row stands for is in every checkpoint. Blocks: it reads blobs.
+
+    Args:
+        before: The specification in force; it may name fewer vocabularies than its plan.
+        after: The one asked for; its blobs are stored.
+        blobs: Where vocabularies lie.
+
+    Raises:
+        Refusal: A row would stand for another item.
+    """
+    older = {**read_manifest(blobs.read(before.plan.digest)).vocabularies, **before.vocabularies}
+    for name, reference in sorted(after.vocabularies.items()):
+        if name not in older or older[name].digest == reference.digest:
+            continue
+        had, has = (read_vocabulary(blobs.read(each.digest)).keys for each in (older[name], reference))
+        moved = next((row for row, key in enumerate(had) if row >= len(has) or has[row] != key), None)
+        if moved is not None:
+            now = repr(has[moved]) if moved < len(has) else "nothing"
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "NOT_EDITABLE",
+                f"Vocabulary {name!r}: row {moved} stands for {had[moved]!r}, and would stand for {now}.",
+                "Append new items at the end, and list rows that are gone as retired.",
+            )
 
 
 def find_checkpoint(task: Task, entries: Iterable[Entry[Event]], number: int, blobs: BlobStore) -> RolledBack:

@@ -117,6 +117,9 @@ def checkpoint_messages(task: Task, entries: list[Entry[Event]]) -> list[admin_p
                     live=event.number == task.live_round,
                 )
             )
+    for shown in checkpoints:
+        if shown.live:  # it may have rows for new items since it was committed
+            shown.blob.digest, shown.blob.size = task.checkpoint.digest, task.checkpoint.size
     return checkpoints[::-1]
 
 

@@ -308,7 +308,8 @@ class Runner:
             await self._abandon(attempt, f"the task was {task.state}: {task.reason}", now)
             return True
         if attempt.opened.checkpoint != task.checkpoint:
-            await self._abandon(attempt, f"the task was rolled back to the checkpoint of round {task.live_round}", now)
+            why = f"another checkpoint became live: that of round {task.live_round}, or one with rows for new items"
+            await self._abandon(attempt, why, now)
             return True
         if is_held(task, attempt):
             return False

@@ -62,11 +62,13 @@ class Prepared:
         manifest: The plan.
         layout: The plan's layout with the task's contribution bounds.
         segment_elements: Elements of every segment.
+        rows: Rows of every vocabulary in force.
     """
 
     manifest: Manifest
     layout: Layout
     segment_elements: tuple[int, ...]
+    rows: Mapping[str, int]
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
@@ -189,16 +191,13 @@ def prepare(spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int]) -> Prep
             raise InvalidSpec("BAD_SIGNATURE", (str(error),)) from error
     layout = Layout()
     layout.CopyFrom(manifest.layout)
-    problems = list(_hyperparameter_problems(spec, manifest))
+    problems = [*_hyperparameter_problems(spec, manifest), *_vocabulary_problems(manifest, rows)]
     named = {segment.parameter for segment in layout.segments}
     problems += [f"bounds.{name}: the layout has no such parameter" for name in sorted(set(spec.bounds) - named)]
     for segment in layout.segments:
         segment.bound = spec.bounds.get(segment.parameter, segment.bound)
     if problems:
         raise InvalidSpec("INVALID_SPEC", tuple(problems))
-    grown = tuple(_vocabulary_problems(manifest, rows))
-    if grown:
-        raise InvalidSpec("NOT_YET_SUPPORTED", grown)
     try:
         elements = segment_elements(layout, manifest, rows)
     except (MalformedPlanError, KeyError) as error:
@@ -207,7 +206,7 @@ def prepare(spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int]) -> Prep
         fixed_point_of(layout, elements, [metric.bound for metric in manifest.metrics], spec.secure_sum)
     except ValueError as error:
         raise InvalidSpec("INVALID_SPEC", (f"secure_sum and bounds: {error}",)) from error
-    return Prepared(manifest, layout, tuple(elements))
+    return Prepared(manifest, layout, tuple(elements), dict(rows))
 
 
 def _naming_problems(spec: TaskSpec) -> Iterator[str]:
@@ -353,8 +352,8 @@ def _hyperparameter_problems(spec: TaskSpec, manifest: Manifest) -> Iterator[str
 def _vocabulary_problems(manifest: Manifest, rows: Mapping[str, int]) -> Iterator[str]:
     for parameter in manifest.parameters:
         count = rows.get(parameter.vocabulary)
-        if count is not None and count != parameter.shape[0]:
+        if count is not None and count < parameter.shape[0]:
             yield (
                 f"vocabularies.{parameter.vocabulary}: {count} rows, the initial checkpoint's {parameter.name!r} has "
-                f"{parameter.shape[0]}; this version trains on the rows of the initial checkpoint"
+                f"{parameter.shape[0]}; rows are appended and retired, never removed"
             )

@@ -26,6 +26,8 @@ from fedrecon.v1 import aggregator_pb2
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
     GroupProgress,
+    GrowRequest,
+    GrowResponse,
     MergeRequest,
     MergeResponse,
     OpenRequest,
@@ -147,6 +149,17 @@ class Sums:
         """
         with _translated():
             response: OpenResponse = await self._stub.Open(request, timeout=OPEN_SECONDS)
+        return response
+
+    async def grow(self, request: GrowRequest) -> GrowResponse:
+        """Appends rows for new items to a checkpoint and its optimizer state.
+
+        Raises:
+            SumsAway: No answer.
+            SumsRefused: The answer is no.
+        """
+        with _translated():
+            response: GrowResponse = await self._stub.Grow(request, timeout=MERGE_SECONDS)
         return response
 
     async def follow(self, request: OpenRequest, groups: tuple[bytes, ...]) -> AsyncIterator[Progress | None]:

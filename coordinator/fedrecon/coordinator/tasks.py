@@ -163,12 +163,16 @@ class TaskEdited:
         maximum_rounds: As of `TaskCreated`.
         maximum_attempts: Likewise.
         operator: Who.
+        checkpoint: The live checkpoint with rows for new items; None: it stays as it is.
+        optimizer_state: The optimizer's state that belongs to it; None: there is none, or it stays.
     """
 
     spec: bytes
     maximum_rounds: int
     maximum_attempts: int
     operator: str
+    checkpoint: Blob | None = None
+    optimizer_state: Blob | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +326,12 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
     match event:
         case TaskEdited():
             _require_open(task, event)
-            return replace(
+            edited = replace(
                 task, spec=event.spec, maximum_rounds=event.maximum_rounds, maximum_attempts=event.maximum_attempts
             )
+            if event.checkpoint is None:
+                return edited
+            return replace(edited, checkpoint=event.checkpoint, optimizer_state=event.optimizer_state)
         case TaskPaused():
             _require(task, State.RUNNING, event)
             return replace(task, state=State.PAUSED, reason=event.reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_TRUSTED, TaskSpec
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, blobs_of, read_manifest, read_signature
+from fedrecon.wire.vocabularies import MalformedVocabularyError, read_vocabulary
 
 task = typer.Typer(help="Create and steer tasks.", no_args_is_help=True)
 
@@ -85,11 +86,38 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
     return stub.CreateTask(admin.CreateTaskRequest(spec=asked), timeout=CALL_SECONDS).task
 
 
-def _edit(stub: AdminStub, name: str, file: Path | None, assignments: Sequence[str]) -> admin.Task:
+def _read_vocabulary(assignment: str) -> tuple[str, bytes]:
+    """Return the name and the bytes of a vocabulary that `--vocabulary` names."""
+    name, _, file = assignment.partition("=")
+    try:
+        content = Path(file).read_bytes()
+        found = read_vocabulary(content).name
+    except OSError as error:
+        raise UserMistake(f"{_unreadable(error)}.", "Write it as --vocabulary items=FILE.") from error
+    except MalformedVocabularyError as error:
+        raise UserMistake(f"{file} is no vocabulary: {error}.", "`fedrecon.wire.vocabularies` writes them.") from error
+    if found != name:
+        raise UserMistake(f"{file} is the vocabulary {found!r}, not {name!r}.", f"Write --vocabulary {found}={file}.")
+    return name, content
+
+
+def _edit(
+    stub: AdminStub,
+    name: str,
+    file: Path | None,
+    assignments: Sequence[str],
+    vocabularies: Mapping[str, BlobReference],
+) -> admin.Task:
     """Read a task and change what it says now: again, where a round was committed in between."""
     for tries_left in reversed(range(EDIT_TRIES)):
         now = stub.GetTask(admin.GetTaskRequest(task=name), timeout=CALL_SECONDS).task
-        request = admin.EditTaskRequest(spec=edit_spec(now.spec, file, assignments), version=now.version)
+        asked = TaskSpec()
+        asked.CopyFrom(now.spec)
+        for vocabulary, blob in vocabularies.items():
+            asked.vocabularies[vocabulary].CopyFrom(blob)
+        if file is not None or assignments or asked == now.spec:
+            asked = edit_spec(asked, file, assignments)
+        request = admin.EditTaskRequest(spec=asked, version=now.version)
         try:
             return stub.EditTask(request, timeout=CALL_SECONDS).task
         except grpc.RpcError as error:
@@ -147,12 +175,17 @@ def edit(
     name: Name,
     spec: Annotated[Path | None, typer.Option("--spec", help="TOML file with what changes")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="one value, rounds.report_goal=20")] = None,
+    vocabularies: Annotated[
+        list[str] | None, typer.Option("--vocabulary", help="a newer vocabulary, items=FILE: rows appended or retired")
+    ] = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Change what a task is asked for, from its next round on."""
+    newer = [_read_vocabulary(each) for each in vocabularies or ()]
     with open_admin(server) as stub:
-        _show(_edit(stub, name, spec, assignments or []), as_json=as_json)
+        stored = {vocabulary: put_blob(stub, content) for vocabulary, content in newer}
+        _show(_edit(stub, name, spec, assignments or [], stored), as_json=as_json)
 
 
 @task.command()
