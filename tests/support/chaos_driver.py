@@ -17,13 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedrecon.coordinator import ledger, round_events
-from fedrecon.coordinator.entries import Entry, round_entries, round_stream
-from fedrecon.coordinator.ledger import RoundAt
-from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.ops.admin_client import open_sync_channel
 from fedrecon.ops.blobs import open_blobs
-from fedrecon.ops.journal import JournalUnavailable
 from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack import Stack
@@ -34,9 +29,10 @@ from fedrecon.v1.admin_pb2_grpc import AdminStub
 from support.chaos_evidence import Evidence, Times, load_checkpoints, load_trails, times_of
 from support.chaos_judging import Verdict, judge
 from support.chaos_log import read_notes
+from support.chaos_network import Proxy
 from support.chaos_programs import Blow, Stage
+from support.chaos_watch import TASK, Watch
 
-TASK = "films"
 DROPOUT = 0.2
 SPEC = (
     "rounds.report_goal=8",
@@ -52,9 +48,6 @@ SPEC = (
 """Two groups; enough devices that a round need not wait for its window although a fifth drops out."""
 
 _STUCK_SECONDS = 60.0
-_TAIL_MILLISECONDS = 2_000
-_AWAY_SECONDS = 0.02
-_BLOB_LOOK_SECONDS = 0.0005
 _SOONER = 0.7
 
 
@@ -77,82 +70,6 @@ class Kill:
     at: int
     stage: Stage
     alone: bool
-
-
-@dataclass(slots=True)
-class Watch:
-    """Follows the rounds of the task in the journal, as fast as they are written.
-
-    Attributes:
-        journal: The journal.
-        blobs: Folder of the blobs.
-        number: The round that is followed.
-        at: Its attempts.
-        entries: What was written of every round, by number.
-        changed: Set at every change.
-    """
-
-    journal: RedisJournal
-    blobs: Path
-    number: int = 1
-    at: RoundAt = field(default_factory=RoundAt)
-    entries: dict[int, list[Entry[round_events.Event]]] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _blobs_before: int = 0
-
-    async def run(self) -> None:
-        while True:
-            try:
-                recorded = await self.journal.tail(TASK, round_stream(self.number), self.at.version, _TAIL_MILLISECONDS)
-            except JournalUnavailable:
-                await asyncio.sleep(_AWAY_SECONDS)
-                continue
-            self.at = ledger.fold_round(self.at, recorded)
-            if recorded:
-                self.entries.setdefault(self.number, []).extend(round_entries.decode(each.event) for each in recorded)
-            last = self.at.last
-            if last is not None and last.phase is Phase.REPORTING:
-                self._blobs_before = self._blobs_written()
-            if last is not None and last.committed is not None:
-                self.number, self.at = self.number + 1, RoundAt()
-            self.changed.set()
-
-    @property
-    def attempt(self) -> Round | None:
-        return self.at.last
-
-    @property
-    def stage(self) -> Stage:
-        """Where the round is, as far as it is known here."""
-        match None if self.attempt is None else self.attempt.phase:
-            case Phase.SELECTING:
-                return Stage.SELECTING
-            case Phase.REPORTING:
-                return Stage.REPORTING
-            case Phase.AGGREGATING:
-                return self._aggregating_stage()
-            case _:
-                return Stage.BETWEEN
-
-    async def entered(self, stage: Stage) -> None:
-        """Returns when a round enters a stage; at once if it is there."""
-        while self.stage is not stage:
-            self.changed.clear()
-            if stage is Stage.COMMITTING and self.stage is Stage.MERGING:
-                await asyncio.sleep(_BLOB_LOOK_SECONDS)  # no event tells of a blob
-            else:
-                await self.changed.wait()
-
-    def _aggregating_stage(self) -> Stage:
-        attempt = self.attempt
-        assert attempt is not None
-        if attempt.closed is None:
-            return Stage.CLOSING
-        return Stage.MERGING if self._blobs_written() == self._blobs_before else Stage.COMMITTING
-
-    def _blobs_written(self) -> int:
-        """Returns a number that changes when somebody begins to write a blob."""
-        return (self.blobs / "writing").stat().st_mtime_ns
 
 
 @dataclass(slots=True)
@@ -281,15 +198,47 @@ class Run:
                 await self.watch.changed.wait()
 
 
-_ALL_IS_KEPT = {"FEDRECON_KEPT_ROUNDS": "1000000", "FEDRECON_AGGREGATOR_KEEP_HOURS": "24"}
-"""What is judged in the end is every entry of every round and group."""
+_SETTINGS = {"FEDRECON_KEPT_ROUNDS": "20"}
+"""Old rounds become summaries while services are killed; what is judged was taken down as it was written."""
+
+
+@dataclass(slots=True)
+class Network:
+    """What devices reach services through.
+
+    Attributes:
+        coordinator: To the coordinator.
+        aggregator: To the aggregator.
+    """
+
+    coordinator: Proxy = field(default_factory=Proxy)
+    aggregator: Proxy = field(default_factory=Proxy)
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path, plan: Path, *, seed: int) -> AsyncIterator[Run]:
+async def failing_network() -> AsyncIterator[Network]:
+    """Gives a network whose connections can be cut."""
+    network = Network()
+    proxies = (network.coordinator, network.aggregator)
+    for proxy in proxies:
+        await proxy.start()
+    try:
+        yield network
+    finally:
+        for proxy in proxies:
+            await proxy.stop()
+
+
+@contextlib.asynccontextmanager
+async def running(home: Path, plan: Path, *, seed: int, network: Network | None = None) -> AsyncIterator[Run]:
     """Starts a stack, a task and its devices; ends all of them."""
-    stack = Stack(Settings(home=home), environment=_ALL_IS_KEPT)
+    advertised = {} if network is None else {"FEDRECON_AGGREGATOR_ADVERTISED": network.aggregator.address}
+    stack = Stack(Settings(home=home), environment=_SETTINGS | advertised)
     await asyncio.to_thread(stack.start)
+    coordinator = stack.roles["coordinator"].address
+    if network is not None:
+        network.coordinator.upstream, network.aggregator.upstream = coordinator, stack.roles["aggregator"].address
+        coordinator = network.coordinator.address
     try:
         await asyncio.to_thread(_create_task, stack, plan)
         assert stack.valkey is not None
@@ -298,7 +247,7 @@ async def running(home: Path, plan: Path, *, seed: int) -> AsyncIterator[Run]:
         watching = asyncio.create_task(watch.run())
         run = Run(stack, watch, journal, home / "devices.log")
         try:
-            with _devices(stack, run.log, seed):
+            with _devices(stack, coordinator, run.log, seed):
                 yield run
         finally:
             watching.cancel()
@@ -314,9 +263,9 @@ def _create_task(stack: Stack, plan: Path) -> None:
 
 
 @contextlib.contextmanager
-def _devices(stack: Stack, log: Path, seed: int) -> Iterator[None]:
+def _devices(stack: Stack, coordinator: str, log: Path, seed: int) -> Iterator[None]:
     """Lets devices live in a process of their own."""
-    command = [sys.executable, "-m", "support.chaos_devices", stack.roles["coordinator"].address, TASK]
+    command = [sys.executable, "-m", "support.chaos_devices", coordinator, TASK]
     options = ["--log", log, "--cache", stack.home / "devices", "--dropout", DROPOUT, "--seed", seed]
     tests = Path(__file__).parent.parent
     paths = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
