@@ -67,4 +67,7 @@ class KeepWaiting:
     milliseconds: int
 
 
+NOT_DRAWN = "other devices were drawn for this round"
+"""Told to those who waited for a cohort in vain."""
+
 Answer = Drawn | NotDrawn | Ineligible | NoTask | KeepWaiting

@@ -19,19 +19,20 @@ from dataclasses import replace
 from typing import Any
 
 from fedrecon.coordinator import round_events, rounds, tasks
-from fedrecon.coordinator.answers import Answer, Drawn, NoTask, NotDrawn
+from fedrecon.coordinator.adoption import Adoption
+from fedrecon.coordinator.answers import NOT_DRAWN, Answer, Drawn, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import mark_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
 from fedrecon.coordinator.drawing import Drawing
 from fedrecon.coordinator.endings import Endings
-from fedrecon.coordinator.handing_over import LARGEST_HAND_OVER, HandedOver
+from fedrecon.coordinator.following import Following
+from fedrecon.coordinator.handing_over import HandedOver
 from fedrecon.coordinator.over_selection import learned_share
-from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
-from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot
-from fedrecon.coordinator.round_state import Phase, Round, Seen
-from fedrecon.coordinator.specs import Prepared, kind_of, terms_of
+from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot, Terms
+from fedrecon.coordinator.round_state import Round, Seen
+from fedrecon.coordinator.specs import kind_of, terms_of
 from fedrecon.coordinator.sums import SumsAway, SumsRefused, committed_of, merge_request, open_request
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State
@@ -48,7 +49,6 @@ _ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
 _AFTER_CRASH_MILLISECONDS = 10_000
 _TAIL_MILLISECONDS = 30_000
-_NOT_DRAWN = "other devices were drawn for this round"
 
 
 class Runner:
@@ -64,8 +64,7 @@ class Runner:
         census: What check-ins say of its population.
         reporting_milliseconds: How long reporting took last; 0: not known.
         endings: Ends of sessions on their way into the journal.
-        spec: What was asked for; only while `is_ready`.
-        terms: The numbers that its rounds go by; likewise.
+        adoption: What its rounds go by; only while `can_answer`.
         is_ready: Set while the lease is held and the journal has been read.
         is_following: Set while another coordinator leads and the journal has been read.
         handed_over: Devices that wait at other coordinators; only while `is_ready`.
@@ -86,10 +85,8 @@ class Runner:
         self.is_following = asyncio.Event()
         self.handed_over = HandedOver()
         self.endings = Endings()
-        self.spec = TaskSpec()
-        self.terms = terms_of(self.spec)
-        self._adopted = b""
-        self._prepared: dict[bytes, Prepared] = {}
+        self.adoption = Adoption(around.blobs)
+        self._following = Following(around, self.book, self.adoption, self.waiting, self._replica)
         self._seen = Seen()
         self._retention = self._new_retention()
         self._drawing = Drawing(name, around, self.waiting, self.handed_over, self.book.now)
@@ -99,13 +96,15 @@ class Runner:
         self._job: asyncio.Task[None] | None = None
         self._log = logger_of(__name__, task=name)
 
-    def prepared_for(self, attempt: Round | None = None) -> Prepared:
-        """Returns what the plan gives an attempt, which goes by the specification that it opened with.
+    @property
+    def spec(self) -> TaskSpec:
+        """What is asked for; only while `can_answer`."""
+        return self.adoption.spec
 
-        Args:
-            attempt: The attempt, of the round that runs or ran last; None: the next one. Only while `is_ready`.
-        """
-        return self._prepared[self._adopted if attempt is None else attempt.opened.spec]
+    @property
+    def terms(self) -> Terms:
+        """The numbers that rounds go by; likewise."""
+        return self.adoption.terms
 
     @property
     def kind(self) -> Kind:
@@ -149,35 +148,16 @@ class Runner:
             await self.book.release()
 
     async def _stand_by(self) -> None:
-        """Waits for the lease; meanwhile devices that wait here are handed over to whoever leads."""
+        """Waits for the lease; meanwhile devices are answered as the one that leads decides."""
         try:
             while not await self.book.acquire():
                 if not self.is_following.is_set():
-                    await self.book.read()
-                    await self._adopt_spec()
+                    await self._following.begin()
                     self.is_following.set()
-                await self.book.follow(_ACQUIRE_MILLISECONDS)
-                await self._adopt_spec()
-                await self._answer_as_follower()
+                await self._following.go_on(_ACQUIRE_MILLISECONDS)
+                self._seen = Seen(window_ends=self._following.window_ends)
         finally:
             self.is_following.clear()
-
-    async def _answer_as_follower(self) -> None:
-        """Tells devices what the journal says, and the coordinator that leads which devices wait."""
-        task, attempt = self.book.task, self.book.attempt
-        if task.state is not State.RUNNING:
-            self.waiting.answer_all(NoTask(f"the task is {task.state}"))
-        elif attempt is not None and attempt.phase is Phase.REPORTING:
-            for candidate in self.waiting.smallest(len(self.waiting)):
-                slot = attempt.slot_of_device(mark_of(self.around.key, attempt, candidate.device))
-                answer = NotDrawn(_NOT_DRAWN) if slot is None else Drawn(attempt, slot)
-                self.waiting.answer(candidate.device, answer)
-        elif attempt is not None and attempt.phase is Phase.SELECTING and task.leader:
-            window_ends = attempt.opened_at + self.terms.selection_milliseconds
-            self._seen = Seen(window_ends=max(window_ends, self.book.now() + _ACQUIRE_MILLISECONDS))
-            candidates = self.waiting.smallest(min(attempt.terms.cohort_size, LARGEST_HAND_OVER))
-            if candidates:
-                await self.around.peers.hand_over(task.leader, self.name, self._replica, candidates)
 
     async def _lead(self) -> None:
         """Reads the journal, then drives until the task has ended for long enough."""
@@ -202,21 +182,11 @@ class Runner:
     async def _take_up(self) -> None:
         await self.book.read()
         await self._stop_after_loss()
-        await self._adopt_spec()
+        await self.adoption.adopt(self.book.task, self.book.attempt)
         if self.around.target and self.book.task.leader != self.around.target:
             await self.book.record_task(tasks.TaskLed(self.around.target))
         self._seen, self._job = Seen(), None
         self.around.measures.note_task(self.book.task, self.name)
-
-    async def _adopt_spec(self) -> None:
-        """Goes by what is asked for now; an attempt under way keeps what it opened with."""
-        asked, attempt = self.book.task.spec, self.book.attempt
-        needed = {asked} if attempt is None else {asked, attempt.opened.spec}
-        for spec in needed - self._prepared.keys():
-            self._prepared[spec] = await asyncio.to_thread(load_plan, TaskSpec.FromString(spec), self.around.blobs)
-        self._prepared = {spec: self._prepared[spec] for spec in needed}
-        self._adopted, self.spec = asked, TaskSpec.FromString(asked)
-        self.terms = terms_of(self.spec) if attempt is None else attempt.terms
 
     async def _stop_after_loss(self) -> None:
         """Pauses the task if the journal knows less of it than was known before; a round under way is given up."""
@@ -328,9 +298,9 @@ class Runner:
         return True
 
     async def _advance_between(self, now: int) -> bool:
-        if self.book.task.spec != self._adopted:
-            await self._adopt_spec()
         task = self.book.task
+        if task.spec != self.adoption.encoded:
+            await self.adoption.adopt(task, self.book.attempt)
         if has_reached_its_end(task, self.spec, now):
             await self.book.record_task(tasks.TaskCompleted("its end has come"))
             return True
@@ -341,15 +311,15 @@ class Runner:
             last = (await self.book.round_at(task.committed)).last
         share = 0.0 if last is None else learned_share(last)
         kind = kind_of(self.spec, task.number)
-        self.terms = terms_of(self.spec, share, kind)
+        terms = terms_of(self.spec, share, kind)
         opened = Opened(
             task=self.name,
             number=task.number,
             attempt=task.attempt,
-            terms=self.terms,
+            terms=terms,
             checkpoint=task.checkpoint,
             optimizer_state=task.optimizer_state,
-            spec=self._adopted,
+            spec=self.adoption.encoded,
             report_share=share,
             kind=kind,
         )
@@ -388,7 +358,7 @@ class Runner:
         applied = await self._record(attempt.number, assigned)
         for device, slot in zip(drawn, slots, strict=True):
             self.waiting.answer(device, Drawn(applied, slot))
-        self.waiting.answer_all(NotDrawn(_NOT_DRAWN))
+        self.waiting.answer_all(NotDrawn(NOT_DRAWN))
 
     async def _abandon(self, attempt: Round, reason: str, now: int) -> None:
         event = rounds.abandon(attempt, reason, now)
@@ -449,7 +419,9 @@ class Runner:
         return self._open_request(attempt, attempt.assigned.groups_expire_at), attempt.assigned.groups
 
     def _open_request(self, attempt: Round, expire_at: int) -> OpenRequest:
-        return open_request(attempt, TaskSpec.FromString(attempt.opened.spec), self.prepared_for(attempt), expire_at)
+        return open_request(
+            attempt, TaskSpec.FromString(attempt.opened.spec), self.adoption.prepared_for(attempt), expire_at
+        )
 
     async def _watch(self, attempt: Round) -> None:
         try:
