@@ -29,7 +29,6 @@ from fedrecon.coordinator.following import Following
 from fedrecon.coordinator.handing_over import HandedOver
 from fedrecon.coordinator.over_selection import learned_share
 from fedrecon.coordinator.population import Census
-from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
 from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot, Terms
 from fedrecon.coordinator.round_state import Round, Seen
 from fedrecon.coordinator.specs import kind_of, terms_of
@@ -37,8 +36,8 @@ from fedrecon.coordinator.sums import SumsAway, SumsRefused, committed_of, merge
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State
 from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
+from fedrecon.coordinator.upkeep import Upkeep
 from fedrecon.coordinator.waiting import WaitingRoom
-from fedrecon.coordinator.watermarks import find_loss, keep_watermark
 from fedrecon.ops.journal import JournalUnavailable, LeaseLost, StaleWriter
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.tokens import SESSION_BYTES
@@ -88,7 +87,7 @@ class Runner:
         self.adoption = Adoption(around.blobs)
         self._following = Following(around, self.book, self.adoption, self.waiting, self._replica)
         self._seen = Seen()
-        self._retention = self._new_retention()
+        self._upkeep = Upkeep(around, self.book)
         self._drawing = Drawing(name, around, self.waiting, self.handed_over, self.book.now)
         self._groups_expire_at = 0
         self._woken = asyncio.Event()
@@ -165,7 +164,13 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                beside = self._renew(), self._follow_task(), self._keep_endings(), self._keep_tidy(), self._keep_mark()
+                beside = (
+                    self._renew(),
+                    self._follow_task(),
+                    self._keep_endings(),
+                    self._upkeep.keep_tidy(),
+                    self._upkeep.keep_mark(),
+                )
                 for work in beside:
                     self._begin(work)
                 if (attempt := self.book.attempt) is not None:
@@ -173,7 +178,7 @@ class Runner:
                         self._perform(attempt, effect)
                 self.is_ready.set()
                 await self._drive()
-                await self._tidy()
+                await self._upkeep.tidy()
                 for each in self._beside:
                     each.cancel()
         finally:
@@ -181,32 +186,12 @@ class Runner:
 
     async def _take_up(self) -> None:
         await self.book.read()
-        await self._stop_after_loss()
+        await self._upkeep.stop_after_loss()
         await self.adoption.adopt(self.book.task, self.book.attempt)
         if self.around.target and self.book.task.leader != self.around.target:
             await self.book.record_task(tasks.TaskLed(self.around.target))
         self._seen, self._job = Seen(), None
         self.around.measures.note_task(self.book.task, self.name)
-
-    async def _stop_after_loss(self) -> None:
-        """Pauses the task if the journal knows less of it than was known before; a round under way is given up."""
-        known = self.name, self.book.task, self.book.version
-        loss = await asyncio.to_thread(find_loss, self.around.blobs, *known, knew_more=self.book.knew_more)
-        if loss is None:
-            return
-        self._log.error("journal went back", why=loss.reason)
-        attempt = self.book.attempt
-        if attempt is None or attempt.is_over:
-            await self.book.record_task(loss)
-        else:
-            event = rounds.abandon(attempt, "the journal went back to an older state", self.book.now())
-            told = AttemptAbandoned(attempt.number, attempt.attempt, event.reason, event.retry_at)
-            await self.book.record(attempt.number, event, told, loss)
-        self.book.knew_more = False
-        self._retention = self._new_retention()  # what it has condensed may be whole again
-
-    def _new_retention(self) -> Retention:
-        return Retention(self.name, self.around.journal, self.around.kept_rounds, self.around.kept_checkpoints)
 
     async def _renew(self) -> None:
         while True:
@@ -230,28 +215,6 @@ class Runner:
             if fresh:
                 await self._record(number, round_events.SessionsFinished(attempt, tuple(fresh.values())))
                 self.around.measures.note_finishes(fresh.values())
-
-    async def _keep_tidy(self) -> None:
-        while True:
-            await self.book.confirm()
-            await self._tidy()
-            await self._pause(TIDY_MILLISECONDS)
-
-    async def _keep_mark(self) -> None:
-        """Notes outside of the journal how far the task has come."""
-        while True:
-            self.book.task_changed.clear()
-            try:
-                known = self.name, self.book.task, self.book.version
-                await asyncio.to_thread(keep_watermark, self.around.blobs, *known)
-            except Exception as error:  # noqa: BLE001 - whatever a store raises, rounds go on
-                self._log.warning("watermark not noted", why=str(error)[:200])
-                await self._pause(_AFTER_CRASH_MILLISECONDS)
-            else:
-                await self.book.task_changed.wait()
-
-    async def _tidy(self) -> None:
-        await self._retention.tidy(self.book.task, self.book.version, self.book.now())
 
     # -- what the moment calls for -----------------------------------------------------------------------------------
 
