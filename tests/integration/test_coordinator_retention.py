@@ -254,7 +254,7 @@ async def test_operators_are_told_of_condensed_rounds_in_the_same_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "TIDY_MILLISECONDS", 20)
-    monkeypatch.setattr("fedrecon.coordinator.runner.TIDY_MILLISECONDS", 20)
+    monkeypatch.setattr("fedrecon.coordinator.upkeep.TIDY_MILLISECONDS", 20)
     journal = MemoryJournal()
     async with house(tmp_path, journal) as built:
         coordinator = await built.coordinator()
