@@ -128,7 +128,7 @@ class DeviceService(AggregatorServicer):
     async def _receive(
         self, attempt: Attempt, session: bytes, header: UploadHeader, parts: AsyncIterator[UploadRequest]
     ) -> None:
-        """Takes the bytes of a report, checks them and adds the vector; returns when it is durable."""
+        """Takes the bytes of a report, checks them and adds the vector."""
         summing = self._placed(attempt, session)
         size = _size_of(summing)
         if header.size != size:
@@ -144,13 +144,7 @@ class DeviceService(AggregatorServicer):
         connection = upload.connection
         self._measures.resumed_chunks.inc(chunks_in(header.offset))
         try:
-            async for part in parts:
-                if attempt.ended:
-                    self._measures.shared.reports_total.labels(outcome="late").inc()
-                    raise round_closed()
-                if part.WhichOneof("part") != "chunk":
-                    raise malformed("after the header come chunks")
-                await self._staging.append(upload, part.chunk, connection)
+            await self._take(attempt, upload, connection, parts)
         finally:
             self._staging.disconnect(upload, connection)
         if attempt.holding(session) is not None or upload.connection != connection:
@@ -163,9 +157,21 @@ class DeviceService(AggregatorServicer):
                 "Go on from there: the bytes are kept.",
             )
         self._staging.drop(key)
-        await self._add(attempt, session, upload)
+        self._add(attempt, session, upload)
 
-    async def _add(self, attempt: Attempt, session: bytes, upload: StagedUpload) -> None:
+    async def _take(
+        self, attempt: Attempt, upload: StagedUpload, connection: int, parts: AsyncIterator[UploadRequest]
+    ) -> None:
+        """Takes the chunks of an upload, as many as come."""
+        async for part in parts:
+            if attempt.ended:
+                self._measures.shared.reports_total.labels(outcome="late").inc()
+                raise round_closed()
+            if part.WhichOneof("part") != "chunk":
+                raise malformed("after the header come chunks")
+            await self._staging.append(upload, part.chunk, connection)
+
+    def _add(self, attempt: Attempt, session: bytes, upload: StagedUpload) -> None:
         """Checks a whole upload and adds it to the group that has room now."""
         if not upload.intact:
             self._count_rejected("invalid", None)
@@ -188,7 +194,7 @@ class DeviceService(AggregatorServicer):
                 "End the session as failed: its vector is not one that the round's arithmetic gives.",
             ) from error
         self._measures.shared.report_bytes.observe(len(upload.content))
-        await summing.add(session, upload.digest, vector)
+        summing.add(session, upload.digest, vector)
 
     async def _answer(self, attempt: Attempt, session: bytes, digest: bytes) -> UploadResponse:
         """Answers for a report that is here, once it is durable."""

@@ -148,8 +148,10 @@ class Summing:
         # The call may end before the batch does: the batch goes on.
         await asyncio.shield(batch.durable)
 
-    async def add(self, session: bytes, digest: bytes, report: Vector) -> None:
-        """Adds a checked report of a session that has none; returns once it is durable.
+    def add(self, session: bytes, digest: bytes, report: Vector) -> None:
+        """Adds a checked report of a session that has none; `acknowledged` returns once it is durable.
+
+        Whoever waits for that need not keep the report: it may be freed as soon as it is in the sum.
 
         Args:
             session: whose it is.
@@ -157,7 +159,7 @@ class Summing:
             report: the vector.
 
         Raises:
-            Refusal: the group takes no more, or the report could not be made durable.
+            Refusal: the group takes no more.
         """
         if not self.takes_reports:
             raise round_closed()
@@ -169,7 +171,6 @@ class Summing:
             batch.additions.append(self._start(batch.add_in_thread(report)))
         if not self._turn.locked():
             self._start(self._write_batches())
-        await asyncio.shield(batch.durable)
 
     async def end(self, *, discard: bool) -> None:
         """Closes the group, or gives it up. The same call again changes nothing.
