@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrecon.coordinator import round_events, rounds, stories, tasks
-from fedrecon.coordinator.assignments import issue_ticket, make_assignment, mark_of, read_ticket
+from fedrecon.coordinator.assignments import common_assignment, issue_ticket, make_assignment, mark_of, read_ticket
 from fedrecon.coordinator.choosing import Choice, choose, misfit_of
 from fedrecon.coordinator.entries import round_entries, task_entries
 from fedrecon.coordinator.round_events import Assigned, Blob, IllegalEvent, Opened, Slot
@@ -313,7 +313,8 @@ def assigned_work(work: LocalWork, number: int) -> LocalWork:
     opened = Opened("films", number, 1, terms_of(spec), CHECKPOINT, None, spec.SerializeToString())
     state, _ = rounds.step(None, opened, 0)
     state, _ = rounds.step(state, Assigned(slots, 8, (b"g" * 16,), "here:1", 99_000), 1)
-    return make_assignment(KEY, Prepared(Manifest(), Layout(), (), {}), state, slots[0], "", 2).work
+    common = common_assignment(Prepared(Manifest(), Layout(), (), {}), state, "")
+    return make_assignment(KEY, common, state, slots[0], 2).work
 
 
 def test_epochs_that_grow_are_told_as_the_number_of_the_round() -> None:

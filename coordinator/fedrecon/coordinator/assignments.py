@@ -46,6 +46,8 @@ def is_held_out(key: bytes, task: str, device_key: bytes, share: float) -> bool:
         device_key: The device's.
         share: Of devices that are held out.
     """
+    if not share:
+        return False
     drawn = int.from_bytes(_keyed(key, _HELD_OUT_DOMAIN, task.encode(), device_key)[:8], "little")
     return drawn < share * (1 << 64)
 
@@ -74,26 +76,24 @@ def issue_ticket(key: bytes, attempt: Round, device_key: bytes, priority: int) -
 
 def read_ticket(key: bytes, attempt: Round, device_key: bytes, ticket: bytes) -> int | None:
     """Returns the priority of a ticket; None if it is not this device's of this attempt: then it draws anew."""
+    if not ticket:
+        return None
     drawn, mac = ticket[:PRIORITY_BYTES], ticket[PRIORITY_BYTES:]
     genuine = hmac.compare_digest(mac, _ticket_mac(key, attempt, device_key, drawn))
     return int.from_bytes(drawn, "little") if genuine else None
 
 
-def make_assignment(key: bytes, prepared: Prepared, attempt: Round, slot: Slot, blobs: str, now: int) -> Assignment:
-    """Returns what a device is told; the same slot gives the same session whenever it asks.
+def common_assignment(prepared: Prepared, attempt: Round, blobs: str) -> Assignment:
+    """Returns what all devices of an attempt are told alike: made once, since a cohort has thousands.
 
     Args:
-        key: Of round tokens.
         prepared: What the plan gives.
         attempt: An attempt with a cohort.
-        slot: The device's place in it.
         blobs: Target of a Blobs service; empty: the aggregator's.
-        now: Unix milliseconds.
     """
-    assert attempt.assigned is not None  # noqa: S101 - a slot exists only in a cohort
+    assert attempt.assigned is not None  # noqa: S101 - asked for once a cohort was drawn
     spec = TaskSpec.FromString(attempt.opened.spec)
     return Assignment(
-        session=slot.session,
         round=key_of(attempt),
         kind=session_kind_of(attempt.kind),
         plan=spec.plan,
@@ -105,9 +105,26 @@ def make_assignment(key: bytes, prepared: Prepared, attempt: Round, slot: Slot, 
         secure_sum=spec.secure_sum,
         work=work_of(spec, attempt.number),
         layout=None if attempt.kind is Kind.EVALUATE else prepared.layout,
-        report_within_milliseconds=max(attempt.reporting_ends - now, 0),
-        round_token=issue_token(key, key_of(attempt), slot.session, attempt.assigned.groups_expire_at),
     )
+
+
+def make_assignment(key: bytes, common: Assignment, attempt: Round, slot: Slot, now: int) -> Assignment:
+    """Returns what one device is told; the same slot gives the same session whenever it asks.
+
+    Args:
+        key: Of round tokens.
+        common: What all devices of the attempt are told.
+        attempt: The attempt.
+        slot: The device's place in it.
+        now: Unix milliseconds.
+    """
+    assert attempt.assigned is not None  # noqa: S101 - a slot exists only in a cohort
+    assignment = Assignment()
+    assignment.CopyFrom(common)
+    assignment.session = slot.session
+    assignment.report_within_milliseconds = max(attempt.reporting_ends - now, 0)
+    assignment.round_token = issue_token(key, common.round, slot.session, attempt.assigned.groups_expire_at)
+    return assignment
 
 
 def _ticket_mac(key: bytes, attempt: Round, device_key: bytes, drawn: bytes) -> bytes:

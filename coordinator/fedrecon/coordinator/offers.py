@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any
 
 from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, KeepWaiting, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import PRIORITY_BYTES, is_held_out, issue_ticket, mark_of, read_ticket
@@ -52,7 +51,8 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
     priority = int.from_bytes(secrets.token_bytes(PRIORITY_BYTES), "little") if drawn is None else drawn
     capacity = _capacity(runner)
     with runner.waiting.place(device_key, priority, capacity) as (answer, kept_priority):
-        await _first_of(runner, answer, now + patience_milliseconds)
+        # Not the coordinator's clock: a call has a deadline of its own, and a timer for each of thousands costs.
+        await asyncio.wait({answer}, timeout=patience_milliseconds / 1000)
         if answer.done():
             return answer.result()
     return _keep_waiting(runner, device_key, kept_priority)
@@ -129,12 +129,3 @@ def _keep_waiting(runner: Runner, device_key: bytes, priority: int) -> Answer:
         return NotDrawn("the next round has not begun yet")
     ticket = issue_ticket(runner.around.key, attempt, device_key, priority)
     return KeepWaiting(ticket, max(runner.seen.window_ends - PRESENCE_MILLISECONDS - now, 0))
-
-
-async def _first_of(runner: Runner, answer: asyncio.Future[Answer], until: int) -> None:
-    timer: asyncio.Future[None] = asyncio.ensure_future(runner.around.clock.sleep_until(until))
-    waits: set[asyncio.Future[Any]] = {answer, timer}
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        timer.cancel()

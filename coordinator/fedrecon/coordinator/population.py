@@ -37,15 +37,16 @@ class Sketch:
 
     smallest: list[int] = field(default_factory=list)
 
-    def put(self, number: int) -> None:
-        """Puts a hash in; one that is there already changes nothing."""
+    def put(self, number: int) -> bool:
+        """Puts a hash in, and says whether that changed anything: one that is there already does not."""
         if len(self.smallest) == KEPT and number >= self.smallest[-1]:
-            return
+            return False
         place = bisect.bisect_left(self.smallest, number)
         if place < len(self.smallest) and self.smallest[place] == number:
-            return
+            return False
         self.smallest.insert(place, number)
         del self.smallest[KEPT:]
+        return True
 
 
 def estimate(sketches: list[Sketch]) -> int:
@@ -69,6 +70,7 @@ class Census:
     today: Sketch = field(default_factory=Sketch)
     yesterday: Sketch = field(default_factory=Sketch)
     hours: list[float] = field(default_factory=lambda: [0.0] * HOURS)
+    _devices: int | None = 0
 
     def note(self, number: int, now: int) -> None:
         """Notes a call.
@@ -80,15 +82,18 @@ class Census:
         day = now // DAY_MILLISECONDS
         if day > self.day:
             self.yesterday = self.today if day == self.day + 1 else Sketch()
-            self.day, self.today = day, Sketch()
+            self.day, self.today, self._devices = day, Sketch(), None
             self.hours = [calls / 2 for calls in self.hours]
-        self.today.put(number)
+        if self.today.put(number):
+            self._devices = None
         self.hours[now // _HOUR_MILLISECONDS % HOURS] += 1.0
 
     @property
     def devices(self) -> int:
         """About how many devices there are."""
-        return estimate([self.today, self.yesterday])
+        if self._devices is None:
+            self._devices = estimate([self.today, self.yesterday])
+        return self._devices
 
     def busyness(self, now: int) -> float:
         """Returns how many calls this hour of the day has, as a multiple of the mean hour; 1 until a day was seen."""

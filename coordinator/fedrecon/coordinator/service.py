@@ -13,7 +13,7 @@ import grpc
 
 from fedrecon.coordinator import ledger
 from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, KeepWaiting, NoTask, NotDrawn
-from fedrecon.coordinator.assignments import make_assignment
+from fedrecon.coordinator.assignments import common_assignment, make_assignment
 from fedrecon.coordinator.choosing import Choice, Misfit, choose, misfit_of
 from fedrecon.coordinator.offers import offer, windows_of
 from fedrecon.coordinator.pacing import Window, Windows, idle
@@ -29,6 +29,7 @@ from fedrecon.ops.tokens import BadTokenError, verify_token
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import RetryWindow, RetryWindows
 from fedrecon.v1.coordinator_pb2 import (
+    Assignment,
     CheckInRequest,
     CheckInResponse,
     FinishSessionRequest,
@@ -50,6 +51,7 @@ ANSWER_MARGIN_MILLISECONDS = 1_000
 
 _LONGEST_POPULATION = 200
 _LONGEST_SHAPE = 64
+_ASSIGNMENTS_KEPT = 16
 _SHAPE_CHARACTERS = frozenset("-v[]+^!#")
 _DEVICE_KEY_BYTES = DIGEST_BYTES
 _RECOVERING_RETRY = (500, 3_000)
@@ -76,6 +78,7 @@ class CoordinatorService(CoordinatorServicer):
         self._idle = idle(idle_milliseconds)
         self._offers: Counter[str] = Counter()
         self._measures = roster.around.measures
+        self._assignments: dict[tuple[str, int, int], Assignment] = {}
 
     async def CheckIn(self, request: CheckInRequest, context: Any) -> CheckInResponse:  # noqa: N802 - the contract's name
         """Offers a device to a task of its population. See `coordinator.proto`."""
@@ -186,14 +189,8 @@ class CoordinatorService(CoordinatorServicer):
             case Drawn(attempt, slot):
                 self._measures.note_check_in("assigned", runner.name)
                 around = runner.around
-                assignment = make_assignment(
-                    around.key,
-                    runner.adoption.prepared_for(attempt),
-                    attempt,
-                    slot,
-                    around.blobs_target,
-                    around.clock.now_milliseconds(),
-                )
+                now = around.clock.now_milliseconds()
+                assignment = make_assignment(around.key, self._common(runner, attempt), attempt, slot, now)
                 return CheckInResponse(
                     assignment=assignment, retry_windows=_on_wire(windows), minimum_examples=minimum_examples
                 )
@@ -211,6 +208,15 @@ class CoordinatorService(CoordinatorServicer):
             case NoTask(why):
                 reason, windows = coordinator_pb2.REJECTION_REASON_NO_TASK, self._idle
         return self._rejected(reason, why, windows, minimum_examples, runner.name)
+
+    def _common(self, runner: Runner, attempt: Round) -> Assignment:
+        """Returns what all devices of an attempt are told; kept for the newest attempts."""
+        which = runner.name, attempt.number, attempt.attempt
+        if which not in self._assignments:
+            prepared = runner.adoption.prepared_for(attempt)
+            made = common_assignment(prepared, attempt, runner.around.blobs_target)
+            self._assignments = dict([*self._assignments.items(), (which, made)][-_ASSIGNMENTS_KEPT:])
+        return self._assignments[which]
 
     def _rejected(
         self, reason: RejectionReason.ValueType, why: str, windows: Windows, minimum_examples: int, task: str = ""
