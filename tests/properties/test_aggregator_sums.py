@@ -84,10 +84,10 @@ async def upload(attempt: Attempt, session: int) -> None:
     digest = digest_of(vector.to_bytes())
     held = attempt.holding(name)
     if held is None:
-        await attempt.place(name).add(name, digest, vector)
-    else:
-        assert held.digest_of(name) == digest
-        await held.acknowledged(name)
+        held = attempt.place(name)
+        held.add(name, digest, vector)
+    assert held.digest_of(name) == digest
+    await held.acknowledged(name)
 
 
 async def sum_after(folder: Path, script: list[Upload | Restart]) -> tuple[set[int], Vector, int]:
