@@ -16,7 +16,7 @@ from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.tokens import verify_token
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.coordinator_pb2 import Floors
-from support.coordinating import KEY, Coordinator, House, house, make_spec, refused
+from support.coordinating import KEY, TASK, Coordinator, House, house, make_spec, refused
 
 
 async def prepared(built: House, **rounds: Any) -> Coordinator:
@@ -254,3 +254,17 @@ async def test_no_device_key_is_in_the_journal(tmp_path: Path) -> None:
             raw = key.to_bytes(32, "little")
             for written in (raw, raw.hex().encode(), base64.b64encode(raw)[:40]):
                 assert written not in kept
+
+
+async def test_as_many_devices_may_wait_as_the_learned_cohort_takes(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await prepared(built, maximum_over_selection=3.0, reporting_milliseconds=300)
+        assigned = await coordinator.assign(1, 2, 3)
+        await built.sums.report(assigned[0].round, 2)
+        await coordinator.until(Phase.COMMITTED)
+        attempt = await coordinator.until(Phase.SELECTING, 2)
+        assert attempt.opened.report_share == pytest.approx(2 / 3)
+        runner = coordinator.roster.ready_runner(TASK)
+        assert runner is not None
+        assert runner.terms == attempt.terms
+        assert attempt.terms.cohort_size > 4

@@ -9,7 +9,7 @@ import asyncio
 
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.round_state import Round
-from fedrecon.coordinator.specs import Prepared, terms_of
+from fedrecon.coordinator.specs import Prepared
 from fedrecon.coordinator.tasks import Task
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.v1.task_pb2 import TaskSpec
@@ -24,7 +24,6 @@ class Adoption:
     Attributes:
         encoded: The specification for the next attempt, serialised; empty before the first was adopted.
         spec: The same.
-        terms: The numbers that the attempt under way, or the last one, goes by.
     """
 
     def __init__(self, blobs: BlobStore) -> None:
@@ -32,7 +31,6 @@ class Adoption:
         self._prepared: dict[bytes, Prepared] = {}
         self.encoded = b""
         self.spec = TaskSpec()
-        self.terms = terms_of(self.spec)
 
     async def adopt(self, task: Task, attempt: Round | None) -> None:
         """Goes by what a task is asked for now.
@@ -50,7 +48,6 @@ class Adoption:
         self._prepared = {encoded: self._prepared[encoded] for encoded in needed}
         if task.spec != self.encoded:
             self.encoded, self.spec = task.spec, TaskSpec.FromString(task.spec)
-        self.terms = terms_of(self.spec) if attempt is None else attempt.terms
 
     def prepared_for(self, attempt: Round | None = None) -> Prepared:
         """Returns what the plan gives an attempt.

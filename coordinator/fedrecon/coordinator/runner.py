@@ -102,8 +102,9 @@ class Runner:
 
     @property
     def terms(self) -> Terms:
-        """The numbers that rounds go by; likewise."""
-        return self.adoption.terms
+        """The numbers that the attempt under way goes by, or the next one would if nothing were learned; likewise."""
+        attempt = self.book.attempt
+        return terms_of(self.spec) if attempt is None else attempt.terms
 
     @property
     def kind(self) -> Kind:
