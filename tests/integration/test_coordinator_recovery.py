@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ import pytest
 
 from fedrecon.coordinator import book, ledger, round_events, runner, tasks
 from fedrecon.coordinator.round_state import Phase
-from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
-from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2
 from fedrecon.v1.common_pb2 import RoundKey
 from support.coordinating import TASK, Coordinator, House, house, make_spec, until_true
@@ -26,26 +24,6 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(book, "LEASE_MILLISECONDS", 400)
     monkeypatch.setattr(runner, "RENEW_MILLISECONDS", 100)
     monkeypatch.setattr(runner, "_ACQUIRE_MILLISECONDS", 20)
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["memory", "valkey"])
-async def journal(request: pytest.FixtureRequest) -> AsyncIterator[Journal]:
-    if request.param == "memory":
-        yield MemoryJournal()
-        return
-    server: EmbeddedValkey = request.getfixturevalue("valkey")
-    connected = await RedisJournal.connect(server.url)
-    await connected._shared.call("FLUSHALL")
-    yield connected
-    await connected.close()
 
 
 async def begun(built: House, **changes: Any) -> Coordinator:

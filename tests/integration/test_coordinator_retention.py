@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from fedrecon.coordinator.round_events import Finish, Outcome, SessionsFinished
 from fedrecon.coordinator.round_state import Phase
 from fedrecon.coordinator.tasks import TaskCompleted
 from fedrecon.ops.clock import ManualClock
-from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable
 from fedrecon.ops.journal.memory import MemoryJournal
-from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.v1 import admin_pb2
 from support.coordinating import CALL_SECONDS, TASK, Coordinator, House, house, make_spec, refused, until_true
 from support.many_rounds import ROUND_MILLISECONDS, bytes_of, make_task, run_round
@@ -33,24 +30,6 @@ from support.many_rounds import ROUND_MILLISECONDS, bytes_of, make_task, run_rou
 COHORT = 20
 KEPT_ROUNDS = 10
 KEPT_CHECKPOINTS = 5
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture(params=["memory", "valkey"])
-async def journal(request: pytest.FixtureRequest) -> AsyncIterator[Journal]:
-    if request.param == "memory":
-        yield MemoryJournal()
-        return
-    server: EmbeddedValkey = request.getfixturevalue("valkey")
-    connected = await RedisJournal.connect(server.url)
-    await connected._shared.call("FLUSHALL")
-    yield connected
-    await connected.close()
 
 
 class Told:

@@ -1,8 +1,8 @@
 """Rounds told as scenes: files of commands, each followed by what it must lead to.
 
 A command stands at the start of a line, its outcome indented below it. After a deliberate change,
-`python tests/scenarios/test_coordinator_scenarios.py --rewrite` writes the outcomes anew: read the difference before
-you keep it.
+`PYTHONPATH=tests python tests/scenarios/test_coordinator_scenarios.py --rewrite` writes the outcomes anew: read
+the difference before you keep it.
 
 Commands: `at MS` (time), `open`, `waiting N` (devices; begins no window by itself), `assign N`, `finish N... OUTCOME`,
 `reports N [voided=M]` and `away` (what the aggregator tells), `due` (does what the moment calls for),
@@ -12,7 +12,6 @@ Commands: `at MS` (time), `open`, `waiting N` (devices; begins no window by itse
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from fedrecon.coordinator.round_events import (
 )
 from fedrecon.coordinator.round_state import Round, Seen
 from fedrecon.coordinator.rounds import DrawCohort, Effect, Gather
+from support.scenes import played, rewrite
 
 FOLDER = Path(__file__).parent / "coordinator"
 SCENES = sorted(FOLDER.glob("*.txt"))
@@ -159,20 +159,9 @@ def _named(effect: Effect) -> str:
     return f"{type(effect).__name__}{values or ''}"
 
 
-def played(text: str) -> str:
-    scene, lines = Scene(), []
-    for line in text.splitlines():
-        if line.startswith("    "):
-            continue
-        lines.append(line)
-        if line and not line.startswith("#"):
-            lines += [f"    {outcome}" for outcome in scene.play(line)]
-    return "\n".join(lines) + "\n"
-
-
 @pytest.mark.parametrize("path", SCENES, ids=lambda path: path.stem)
 def test_a_scene_plays_as_it_is_told(path: Path) -> None:
-    assert played(path.read_text()) == path.read_text()
+    assert played(path.read_text(), Scene()) == path.read_text()
 
 
 def test_there_are_scenes_and_they_crash_in_every_phase() -> None:
@@ -182,7 +171,4 @@ def test_there_are_scenes_and_they_crash_in_every_phase() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--rewrite"]:
-        raise SystemExit("only --rewrite is known; run the scenes with pytest")
-    for scene_path in SCENES:
-        scene_path.write_text(played(scene_path.read_text()))
+    rewrite(SCENES, Scene)

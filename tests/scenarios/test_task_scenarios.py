@@ -1,6 +1,7 @@
 """Tasks told as scenes, as rounds are: files of commands, each followed by what it must lead to.
 
-`python tests/scenarios/test_task_scenarios.py --rewrite` writes the outcomes anew after a deliberate change.
+`PYTHONPATH=tests python tests/scenarios/test_task_scenarios.py --rewrite` writes the outcomes anew
+after a deliberate change.
 
 Commands: `at MS` (time), `create [rounds=N] [attempts=N]`, `commit`, `evaluate`, `abandon WHY` (of the attempt that is
 next), `late commit N.A` (of another one), `pause WHY`, `resume`, `cancel WHY`, `edit [rounds=N] [attempts=N]`,
@@ -9,7 +10,6 @@ next), `late commit N.A` (of another one), `pause WHY`, `resume`, `cancel WHY`, 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from fedrecon.coordinator.tasks import (
     TaskPaused,
     TaskResumed,
 )
+from support.scenes import played, rewrite
 
 FOLDER = Path(__file__).parent / "tasks"
 SCENES = sorted(FOLDER.glob("*.txt"))
@@ -120,20 +121,9 @@ class Scene:
         return f"{state}; {following}, live checkpoint {live} with state {optimizer}{led}"
 
 
-def played(text: str) -> str:
-    scene, lines = Scene(), []
-    for line in text.splitlines():
-        if line.startswith("    "):
-            continue
-        lines.append(line)
-        if line and not line.startswith("#"):
-            lines += [f"    {outcome}" for outcome in scene.play(line)]
-    return "\n".join(lines) + "\n"
-
-
 @pytest.mark.parametrize("path", SCENES, ids=lambda path: path.stem)
 def test_a_scene_plays_as_it_is_told(path: Path) -> None:
-    assert played(path.read_text()) == path.read_text()
+    assert played(path.read_text(), Scene()) == path.read_text()
 
 
 def test_there_are_scenes_and_each_says_what_it_is_about() -> None:
@@ -142,7 +132,4 @@ def test_there_are_scenes_and_each_says_what_it_is_about() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--rewrite"]:
-        raise SystemExit("only --rewrite is known; run the scenes with pytest")
-    for scene_path in SCENES:
-        scene_path.write_text(played(scene_path.read_text()))
+    rewrite(SCENES, Scene)

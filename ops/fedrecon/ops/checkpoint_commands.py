@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedrecon.ops.admin_client import CALL_SECONDS, open_admin
 from fedrecon.ops.printing import as_dict, print_json
-from fedrecon.ops.task_commands import AsJson, Name, Reason, Server
+from fedrecon.ops.task_commands import AsJson, Limit, Name, Reason, Server
 from fedrecon.v1 import admin_pb2 as admin
 
 checkpoints = typer.Typer(help="See checkpoints, and roll back to one.", no_args_is_help=True)
@@ -21,7 +21,7 @@ checkpoints = typer.Typer(help="See checkpoints, and roll back to one.", no_args
 @checkpoints.command(name="list")
 def list_checkpoints(
     name: Name,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="at most so many, newest first")] = 20,
+    limit: Limit = 20,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedrecon.ops.admin_client import CALL_SECONDS, WATCH_SECONDS, open_admin
 from fedrecon.ops.printing import as_dict, print_json
-from fedrecon.ops.task_commands import AsJson, Name, Server, state_of
+from fedrecon.ops.task_commands import AsJson, Limit, Name, Server, state_of
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.coordinator_pb2 import SESSION_KIND_EVALUATE
 
@@ -27,7 +27,7 @@ _ENDED = (admin.TASK_STATE_COMPLETED, admin.TASK_STATE_CANCELLED)
 @rounds.command(name="list")
 def list_rounds(
     name: Name,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="at most so many, newest first")] = 20,
+    limit: Limit = SHOWN_ROUNDS,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:

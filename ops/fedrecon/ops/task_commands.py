@@ -33,6 +33,7 @@ EDIT_TRIES = 5
 Server = Annotated[str | None, typer.Option("--server", help="coordinator, host:port; default: the stack here")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Name = Annotated[str, typer.Argument(help="name of the task")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="at most so many, newest first")]
 Reason = Annotated[str, typer.Option("--reason", help="why, for the audit log")]
 
 

@@ -232,39 +232,26 @@ def figure_2(results: Mapping[Job, Result], setting: Setting) -> Report:
 
 def figure_5(results: Mapping[Job, Result], setting: Setting) -> Report:
     """Draw accuracy against the number of OOV buckets, at the smallest vocabulary."""
-    found = [results[Job(with_buckets(buckets), SMALLEST)] for buckets in BUCKETS]
-    _draw_measures(
-        found,
-        [float(buckets) for buckets in BUCKETS],
-        "OOV buckets, each with a local embedding",
-        "More buckets: fewer first places lost to them",
-        setting,
-        "figure-5",
-    )
-    rows: Rows = tuple(
-        {**_cells(results, result.job), "oov_buckets": buckets} for buckets, result in zip(BUCKETS, found, strict=True)
-    )
-    columns = (Column("row", "row"), Column("oov_buckets", "buckets", "d"), *TABLE_2_COLUMNS[1:5], Column("seeds"))
+    found = {buckets: results[Job(with_buckets(buckets), SMALLEST)] for buckets in BUCKETS}
+    label, headline = "OOV buckets, each with a local embedding", "More buckets: fewer first places lost to them"
+    _draw_measures(found, label, headline, setting, "figure-5")
     title = f"Figure 5: OOV buckets, {setting.source}"
-    return Report(title, columns, rows, (WHAT_ACCURACY_IS,))
+    return _report_along(found, Column("oov_buckets", "buckets", "d"), title, results)
 
 
 def figure_6(results: Mapping[Job, Result], setting: Setting) -> Report:
     """Draw accuracy against reconstruction steps, at the smallest vocabulary."""
-    found = [results[Job(with_steps(steps), SMALLEST)] for steps in RECONSTRUCT_STEPS]
-    _draw_measures(
-        found,
-        [float(steps) for steps in RECONSTRUCT_STEPS],
-        "reconstruction steps of 16 sentences, in training and evaluation",
-        "How many steps of reconstruction it takes",
-        setting,
-        "figure-6",
-    )
-    rows: Rows = tuple(
-        {**_cells(results, result.job), "k_r": steps} for steps, result in zip(RECONSTRUCT_STEPS, found, strict=True)
-    )
-    columns = (Column("row", "row"), Column("k_r", "k_r", "d"), *TABLE_2_COLUMNS[1:5], Column("seeds"))
+    found = {steps: results[Job(with_steps(steps), SMALLEST)] for steps in RECONSTRUCT_STEPS}
+    label = "reconstruction steps of 16 sentences, in training and evaluation"
+    _draw_measures(found, label, "How many steps of reconstruction it takes", setting, "figure-6")
     title = f"Figure 6: reconstruction steps, {setting.source}"
+    return _report_along(found, Column("k_r", "k_r", "d"), title, results)
+
+
+def _report_along(found: Mapping[int, Result], column: Column, title: str, results: Mapping[Job, Result]) -> Report:
+    """Returns the table of a figure: a row for each number that was varied, in a column of its own."""
+    rows: Rows = tuple({**_cells(results, result.job), column.key: number} for number, result in found.items())
+    columns = (Column("row", "row"), column, *TABLE_2_COLUMNS[1:5], Column("seeds"))
     return Report(title, columns, rows, (WHAT_ACCURACY_IS,))
 
 
@@ -378,24 +365,23 @@ def _curve(result: Result, setting: Setting) -> list[Sent]:
     ]
 
 
-def _draw_measures(
-    found: Sequence[Result], places: Sequence[float], label: str, title: str, setting: Setting, name: str
-) -> None:
-    """Draws both accuracies of some results on test users, side by side."""
+def _draw_measures(found: Mapping[int, Result], label: str, title: str, setting: Setting, name: str) -> None:
+    """Draws both accuracies of results on test users, side by side, against the number that was varied."""
+    places = [float(number) for number in found]
     titles = {"right": "accuracy: OOV buckets may be chosen, too", "right_among_words": "accuracy among words"}
     draw_lines(
         [
             Panel(
                 over,
                 label,
-                (Line("FedRecon", places, [_accuracy(each, metric) for each in found]),),
+                (Line("FedRecon", places, [_accuracy(each, metric) for each in found.values()]),),
                 x_ticks=tuple(places),
                 percent=True,
             )
             for metric, over in titles.items()
         ],
         title,
-        f"{setting.source}, test users, {found[0].words} words, {_seeds(setting)}",
+        f"{setting.source}, test users, {next(iter(found.values())).words} words, {_seeds(setting)}",
         setting.folder / f"{name}.png",
     )
 
