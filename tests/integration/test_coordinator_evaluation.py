@@ -65,6 +65,8 @@ async def test_every_so_many_rounds_held_out_devices_evaluate_and_nothing_change
         assert [(each.round, each.live) for each in checkpoints.checkpoints] == [(2, True), (1, False), (0, False)]
         explained = await coordinator.admin.ExplainRound(admin_pb2.ExplainRoundRequest(task=TASK, round=3), timeout=10)
         assert "evaluation round 3" in explained.story[0]
+        assert any("Evaluated checkpoint" in sentence for sentence in explained.story)
+        assert not any("Committed checkpoint" in sentence for sentence in explained.story)
         # Training goes on from the checkpoint that was evaluated.
         await ended(built, coordinator, TRAINED[:3], 4)
         made = (await coordinator.task()).checkpoint

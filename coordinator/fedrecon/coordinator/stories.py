@@ -25,8 +25,13 @@ def tell_all(entries: Iterable[tuple[int, round_events.Event]]) -> list[str]:
         entries: Unix milliseconds and what happened then, in order.
     """
     story: list[str] = []
+    evaluates = False
     for at, event, until in _gathered(entries):
+        if isinstance(event, round_events.Opened):
+            evaluates = event.kind is round_events.Kind.EVALUATE
         sentence = tell(at, event)
+        if evaluates and isinstance(event, round_events.Committed):
+            sentence = f"{_moment(at)}: {_evaluated(event)}"
         story.append(sentence if until == at else f"{sentence} The last at {_moment(until)}.")
     return story
 
@@ -99,6 +104,13 @@ def _sentence(at: int, event: round_events.Event) -> str:  # noqa: PLR0911 - one
         case round_events.Abandoned():
             wait = max(event.retry_at - at, 0) / 1000
             return f"Abandoned because {event.reason}; the next attempt may begin {wait:g} s later."
+
+
+def _evaluated(event: round_events.Committed) -> str:
+    return (
+        f"Evaluated checkpoint {_short(event.checkpoint.digest)} by {_count(event.reports, 'report')} of weight "
+        f"{event.weight}; it stays as it is."
+    )
 
 
 def _opened(event: round_events.Opened) -> str:

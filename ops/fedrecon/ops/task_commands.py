@@ -241,8 +241,12 @@ def _show(shown: admin.Task, *, as_json: bool) -> None:
     table.add_row(
         "a round",
         f"{rounds.report_goal} reports wanted, at least {rounds.minimum_reports}, "
-        f"over-selection {rounds.over_selection:g}",
+        f"over-selection {rounds.over_selection:g}"
+        + (f" to {rounds.maximum_over_selection:g}, learned" if rounds.maximum_over_selection else ""),
     )
+    if spec.evaluation.every_rounds:
+        held_out = f"{spec.evaluation.held_out_share:.0%} of devices, held out from training"
+        table.add_row("evaluation", f"after every {spec.evaluation.every_rounds} training rounds, by {held_out}")
     table.add_row("sum", protocol_of(spec))
     table.add_row("privacy", "no DP guarantee" if not spec.HasField("privacy") else "differential privacy")
     table.add_row("plan", spec.plan.digest.hex())
