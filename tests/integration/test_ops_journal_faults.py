@@ -224,16 +224,17 @@ async def test_an_address_where_nobody_listens_is_reported_without_its_password(
 
 
 async def test_each_caller_is_patient_for_itself(server: EmbeddedValkey) -> None:
-    journal = await RedisJournal.connect(server.url, patience_seconds=0.5)
+    journal = await RedisJournal.connect(server.url, patience_seconds=0.2)
     server.stop()
     early = asyncio.create_task(journal.append("task", [Append("early", 0, (b"a",))]))
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0)  # let it be asked: its patience is counted from here
+    journal._shared._patience_seconds = 60.0  # the later caller's, however long the server takes to start
     late = asyncio.create_task(journal.append("task", [Append("late", 0, (b"a",))]))
     with pytest.raises(JournalUnavailable):
         await early
+    assert not late.done()
     await asyncio.to_thread(server.start)
-    async with asyncio.timeout(5):
-        await late
+    await late
     await journal.close()
 
 
