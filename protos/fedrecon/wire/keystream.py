@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
@@ -41,15 +41,32 @@ def words(seed: bytes, purpose: str, start: int, count: int) -> NDArray[np.uint3
         >>> bool((words(bytes(32), "example", 3, 5) == both[3:]).all())
         True
     """
-    if len(seed) != SEED_BYTES:
-        raise ValueError(f"a keystream seed has {SEED_BYTES} bytes, not {len(seed)}")
     if start < 0 or count < 0:
         raise ValueError(f"start {start} and count {count} must not be negative")
+    stream = stream_from(seed, purpose, start * WORD_BYTES).update(bytes(count * WORD_BYTES))
+    return np.frombuffer(stream, dtype="<u4").astype(np.uint32, copy=False)
+
+
+def stream_from(seed: bytes, purpose: str, first_byte: int) -> CipherContext:
+    """Returns the keystream from a byte on: `update` and `update_into` give as many bytes as they are handed zeros.
+
+    Args:
+        seed: 32 bytes.
+        purpose: what the bytes are for, in ASCII.
+        first_byte: position of the first byte.
+
+    Raises:
+        ValueError: the seed is not 32 bytes, or the position negative.
+    """
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"a keystream seed has {SEED_BYTES} bytes, not {len(seed)}")
     key = hashlib.sha256(seed + purpose.encode("ascii")).digest()
-    block, skipped = divmod(start * WORD_BYTES, BLOCK_BYTES)
-    encryptor = Cipher(AES(key), CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
-    stream = encryptor.update(bytes(skipped + count * WORD_BYTES))
-    return np.frombuffer(stream, dtype="<u4", offset=skipped).astype(np.uint32, copy=False)
+    block, skipped = divmod(first_byte, BLOCK_BYTES)
+    if block < 0:
+        raise ValueError(f"the first byte, {first_byte}, must not be negative")
+    stream = Cipher(AES(key), CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
+    stream.update(bytes(skipped))
+    return stream
 
 
 def uniform(seed: bytes, purpose: str, start: int, count: int) -> NDArray[np.float64]:
