@@ -152,3 +152,10 @@ class LocalParametersStayError(FedreconError, TypeError):
 
     reason = "LOCAL_PARAMETERS_STAY"
     default_advice = "they never leave the device: reconstruct them where they are needed"
+
+
+class SumRefusedError(FedreconError):
+    """A secure sum was not what it must be: the device takes no further part in it."""
+
+    reason = "SUM_REFUSED"
+    default_advice = "what had not left stays here; tell the operator of the task if it happens again"
