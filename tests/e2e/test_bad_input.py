@@ -38,6 +38,7 @@ from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
 from fedrecon.ops.task_specs import build_spec
+from fedrecon.ops.tls import server_authority
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.wire.digests import digest_of
 from support.town import DEFAULTS, Town
@@ -469,6 +470,7 @@ def train(
             awake=10,
             seed=1,
             cache_folder=stack.home / "devices",
+            authority=server_authority(stack.settings),
         )
         async with asyncio.timeout(30):
             await fleet.run(stopping, note)

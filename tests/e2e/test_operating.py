@@ -11,12 +11,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fedrecon.ops.admin_client import open_sync_channel
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.command import main
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.fleet.people import People
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import Stack
+from fedrecon.ops.tls import server_authority
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from support.authority import make_authority
@@ -103,7 +105,7 @@ def assert_metrics_tell(town: Town) -> None:
 
 def assert_every_service_is_healthy(town: Town) -> None:
     for role in town.stack.roles.values():
-        with grpc.insecure_channel(role.address) as channel:
+        with open_sync_channel(role.address, town.stack.home) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -118,7 +120,7 @@ def test_rounds_run_over_tls(
     monkeypatch.setenv("FEDRECON_TLS_KEY", str(key))
     monkeypatch.setenv("FEDRECON_TLS_SERVER_AUTHORITY", str(trusted))
     with Stack(Settings(home=tmp_path / "home")) as stack:
-        town = Town(stack, people, authority=trusted.read_bytes())
+        town = Town(stack, people)
         town.create_task(plan_folder, "rounds.maximum_rounds=1")
         town.wake()
         try:
@@ -131,7 +133,8 @@ def test_rounds_run_over_tls(
 
 def test_a_device_cannot_call_what_operators_call(town: Town, plan_folder: Path) -> None:
     town.create_task(plan_folder)
-    with grpc.insecure_channel(town.stack.roles["coordinator"].address) as channel:
+    trusted = server_authority(town.stack.settings)
+    with grpc.secure_channel(town.stack.roles["coordinator"].address, grpc.ssl_channel_credentials(trusted)) as channel:
         stub = AdminStub(channel)
         calls = (
             lambda: stub.CancelTask(admin.CancelTaskRequest(task=TASK), timeout=5),

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +20,12 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedrecon.ops.lifecycle import Service, serve
+from fedrecon.ops.certificates import LOCAL_NAMES, keep_certificates
+from fedrecon.ops.lifecycle import Service, run_service, serve
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.tls import open_channel, open_service_channel
-from support.authority import make_authority
+from support.authority import Authority, make_authority
 
 
 async def start(service: Service[Settings]) -> None:
@@ -78,6 +87,87 @@ async def test_services_know_each_other_by_their_certificates(tmp_path: Path) ->
         assert await check(open_service_channel(address, settings)) == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.aio.AioRpcError):
             await check(open_channel(address, trusted))  # without a certificate of its own
+
+
+def replace(authority: Authority, folder: Path, certificate: Path, key: Path) -> None:
+    newer, newer_key = authority.issue(folder, "newer")
+    newer_key.replace(key)
+    newer.replace(certificate)
+
+
+async def test_a_certificate_is_replaced_while_the_service_runs(tmp_path: Path) -> None:
+    old, new = make_authority("old"), make_authority("new")
+    certificate, key = old.issue(tmp_path, "service")
+    trusts_old, trusts_new = old.write(tmp_path / "old.pem"), new.write(tmp_path / "new.pem")
+    async with serving(Settings(tls_certificate=certificate, tls_key=key, metrics_port=-1)) as address:
+        kept = open_channel(address, trusts_old)
+        stub = health_pb2_grpc.HealthStub(kept)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        replace(new, tmp_path, certificate, key)
+        assert await check(open_channel(address, trusts_new)) == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError):
+            await check(open_channel(address, trusts_old))
+        assert await check(kept) == health_pb2.HealthCheckResponse.SERVING, "connections that are open stay open"
+
+
+async def test_a_pair_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    authority = make_authority("authority")
+    certificate, key = authority.issue(tmp_path, "service")
+    trusted = authority.write(tmp_path / "authority.pem")
+    async with serving(Settings(tls_certificate=certificate, tls_key=key, metrics_port=-1)) as address:
+        assert await check(open_channel(address, trusted)) == health_pb2.HealthCheckResponse.SERVING
+        _, other_key = make_authority("other").issue(tmp_path, "other")
+        other_key.replace(key)
+        assert await check(open_channel(address, trusted)) == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize(("version", "is_spoken"), [(ssl.TLSVersion.TLSv1_2, False), (ssl.TLSVersion.TLSv1_3, True)])
+def test_services_speak_tls_1_3_alone(tmp_path: Path, version: ssl.TLSVersion, *, is_spoken: bool) -> None:
+    files = keep_certificates(tmp_path / "tls", LOCAL_NAMES)
+    ready = tmp_path / "ready.json"
+    settings = {
+        "FEDRECON_HOME": str(tmp_path / "home"),
+        "FEDRECON_TLS_CERTIFICATE": str(files.certificate),
+        "FEDRECON_TLS_KEY": str(files.key),
+        "FEDRECON_INFERENCE_PORT": "0",
+        "FEDRECON_METRICS_PORT": "none",
+        "FEDRECON_REDIS_URL": "",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "fedrecon.inference", "--ready-file", str(ready)], env={**os.environ, **settings}
+    ) as process:
+        try:
+            while not ready.exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            host, _, port = json.loads(ready.read_text())["address"].rpartition(":")
+            context = ssl.create_default_context(cafile=str(files.authority))
+            context.minimum_version = context.maximum_version = version
+            context.set_alpn_protocols(["h2"])
+            with (
+                contextlib.nullcontext() if is_spoken else pytest.raises((ssl.SSLError, ConnectionError)),
+                socket.create_connection((host, int(port)), timeout=5) as plain,
+                context.wrap_socket(plain, server_hostname=host) as encrypted,
+            ):
+                assert encrypted.version() == "TLSv1.3"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(("word", "is_refused"), [("required", True), ("off", False)])
+def test_plaintext_beyond_this_machine_needs_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, *, is_refused: bool
+) -> None:
+    monkeypatch.setenv("FEDRECON_HOST", "0.0.0.0")  # noqa: S104 - that is what is tested
+    monkeypatch.setenv("FEDRECON_TLS", word)
+    monkeypatch.setenv("FEDRECON_METRICS_PORT", "0")
+
+    async def stop_at_once(service: Service[Settings]) -> None:
+        service.stopping.set()
+        await asyncio.sleep(0)
+
+    assert run_service("films", stop_at_once, Settings, "metrics_port", []) == (2 if is_refused else 0)
+    assert ("FEDRECON_TLS=off" in capsys.readouterr().err) == is_refused
 
 
 async def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> None:

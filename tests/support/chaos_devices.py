@@ -102,9 +102,11 @@ async def live(device: Device, phone: Phone, behaviour: Behaviour, source: rando
         await asyncio.sleep(after if after is not None else _REST_SECONDS * (0.5 + source.random() / 2))
 
 
-async def run(coordinator: str, population: str, log: DeviceLog, *, dropout: float, seed: int, cache: Path) -> None:
+async def run(
+    coordinator: str, population: str, log: DeviceLog, *, dropout: float, seed: int, cache: Path, authority: bytes
+) -> None:
     """Lets the devices of all people live until somebody ends the process."""
-    source, line, blobs = random.Random(seed), AsyncTransport(), BlobCache(cache)
+    source, line, blobs = random.Random(seed), AsyncTransport(authority), BlobCache(cache)
     behaviour = Behaviour(dropout=dropout, median_seconds=0.02)
     async with asyncio.TaskGroup() as group:
         for person in people_with_films(DEVICES, seed):
@@ -128,12 +130,21 @@ def main() -> None:
     parser.add_argument("population")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--authority", type=Path, required=True)
     parser.add_argument("--dropout", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
     given = parser.parse_args()
     log = DeviceLog(given.log)
     asyncio.run(
-        run(given.coordinator, given.population, log, dropout=given.dropout, seed=given.seed, cache=given.cache)
+        run(
+            given.coordinator,
+            given.population,
+            log,
+            dropout=given.dropout,
+            seed=given.seed,
+            cache=given.cache,
+            authority=given.authority.read_bytes(),
+        )
     )
 
 

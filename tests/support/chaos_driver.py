@@ -267,6 +267,7 @@ def _devices(stack: Stack, coordinator: str, log: Path, seed: int) -> Iterator[N
     """Lets devices live in a process of their own."""
     command = [sys.executable, "-m", "support.chaos_devices", coordinator, TASK]
     options = ["--log", log, "--cache", stack.home / "devices", "--dropout", DROPOUT, "--seed", seed]
+    options += ["--authority", stack.settings.tls_server_authority]
     tests = Path(__file__).parent.parent
     paths = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (stack.home / "logs" / "devices.log").open("wb") as output:

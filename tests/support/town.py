@@ -18,6 +18,7 @@ from fedrecon.ops.fleet.running import Fleet
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
 from fedrecon.ops.task_specs import build_spec
+from fedrecon.ops.tls import server_authority
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from support.recording import Recording
@@ -32,7 +33,6 @@ class Town:
 
     stack: Stack
     people: People
-    authority: bytes | None = None
     participations: list[Participation] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
     dropouts: int = 0
@@ -59,7 +59,7 @@ class Town:
                 awake=awake,
                 seed=1,
                 cache_folder=self.stack.home / "devices",
-                authority=self.authority,
+                authority=server_authority(self.stack.settings),
                 entropy=self.recording.entropy,
             )
             work = asyncio.create_task(fleet.run(stopping, self._note))

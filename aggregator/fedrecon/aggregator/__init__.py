@@ -4,3 +4,5 @@ Pure cores, which simulations use too: `groups` (the life of a sum group), `secu
 summed), `optimizers` and `merging` (how sums become checkpoints). Shells: `ingest`, `snapshots`, `summing`,
 `attempts`, `service`.
 """
+
+import fedrecon.ops  # noqa: F401 - before gRPC: see there

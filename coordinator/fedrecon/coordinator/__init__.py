@@ -3,3 +3,5 @@
 Pure cores: `rounds`, `tasks`, `specs`, `selection`, `pacing`, `stories`. Shells around them: `ledger` (streams of the
 journal), `sums` (the aggregator), `runner` (one task at a time), `roster` (all tasks), `service` and `admin` (calls).
 """
+
+import fedrecon.ops  # noqa: F401 - before gRPC: see there

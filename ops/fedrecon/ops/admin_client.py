@@ -14,7 +14,7 @@ from fedrecon.ops.mistakes import Unreachable, UserMistake
 from fedrecon.ops.service_identity import ProvingCommands
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import read_stack_file
-from fedrecon.ops.tls import CHANNEL_OPTIONS, channel_credentials
+from fedrecon.ops.tls import CHANNEL_OPTIONS, channel_credentials, server_authority
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.common_pb2 import BlobReference
@@ -58,6 +58,34 @@ def find_targets(server: str | None, home: Path | None = None) -> Targets:
     return Targets(running["coordinator"], running["aggregator"], running["inference"])
 
 
+def find_authority(target: str, settings: Settings, home: Path) -> Path | None:
+    """Return whom to trust at a target: as the settings say, else as the stack of a home does if the target is its.
+
+    Args:
+        target: A service, `host:port`.
+        settings: Of the command.
+        home: Folder of the local stack.
+
+    Returns:
+        PEM file of the authority; None for plaintext.
+    """
+    running = read_stack_file(home) if settings.tls_server_authority is None else None
+    if running is None or target not in running.values() or not running["authority"]:
+        return settings.tls_server_authority
+    return Path(running["authority"])
+
+
+def read_authority(target: str, home: Path | None = None) -> bytes | None:
+    """Return what devices trust that are made by a command: PEM, or None for plaintext. See `find_authority`.
+
+    Raises:
+        UserMistake: The file cannot be read.
+    """
+    settings = load_settings(Settings)
+    path = find_authority(target, settings, (home or settings.home).absolute())
+    return server_authority(settings.model_copy(update={"tls_server_authority": path}))
+
+
 @contextlib.contextmanager
 def open_sync_channel(target: str, home: Path | None = None) -> Iterator[grpc.Channel]:
     """Open a channel of a command, with the TLS files that the settings name and the deployment's key.
@@ -67,8 +95,10 @@ def open_sync_channel(target: str, home: Path | None = None) -> Iterator[grpc.Ch
         home: Folder of the local stack, for its key where the settings have none; the settings' own by default.
     """
     settings = load_settings(Settings)
-    settings = with_keys(settings, (home or settings.home).absolute())
-    credentials = channel_credentials(settings.tls_server_authority, settings.tls_certificate, settings.tls_key)
+    folder = (home or settings.home).absolute()
+    settings = with_keys(settings, folder)
+    authority = find_authority(target, settings, folder)
+    credentials = channel_credentials(authority, settings.tls_certificate, settings.tls_key)
     if credentials is None:
         channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
     else:

@@ -125,15 +125,21 @@ def _load_all() -> tuple[list[Settings], list[Finding]]:
 
 def _examine_exposure(loaded: list[Settings]) -> Iterator[Finding]:
     settings = loaded[0]
-    local = settings.host in {"localhost", "::1"} or settings.host.startswith("127.")
-    if local or settings.tls_certificate is not None:
+    if settings.is_on_loopback or settings.tls_certificate is not None:
         yield Finding("encryption", "ok", "TLS" if settings.tls_certificate else f"plaintext on {settings.host} only")
-    else:
+    elif settings.tls == "off":
         yield Finding(
             "encryption",
             "warning",
             f"plaintext on {settings.host}: round tokens and updates can be read on the way",
             "set FEDRECON_TLS_CERTIFICATE and FEDRECON_TLS_KEY, or let a proxy or mesh encrypt",
+        )
+    else:
+        yield Finding(
+            "encryption",
+            "wrong",
+            f"no certificate, on {settings.host}: services do not start",
+            "set FEDRECON_TLS_CERTIFICATE and FEDRECON_TLS_KEY (`fedrecon certs`), or FEDRECON_TLS=off behind a mesh",
         )
     for field in ("tls_certificate", "tls_key", "tls_client_authority", "tls_server_authority"):
         path: Path | None = getattr(settings, field)

@@ -307,6 +307,7 @@ def run_service(
         if options.print_settings:
             _print_settings(settings, as_json=options.json)
             return 0
+        _refuse_plaintext(settings)
         configure_logs(name, level=settings.log_level, form=settings.log_format)
         return asyncio.run(
             serve(
@@ -330,6 +331,20 @@ def run_service(
             return 3
         _log.exception("service crashed", exc_info=error)
         return 1
+
+
+def _refuse_plaintext(settings: Settings) -> None:
+    """Refuse to be reached in plaintext from other machines, unless that is said by word.
+
+    Raises:
+        UserMistake: It would be.
+    """
+    if settings.tls_certificate is None and settings.tls != "off" and not settings.is_on_loopback:
+        raise UserMistake(
+            f"FEDRECON_HOST={settings.host} is reached from other machines, and there is no certificate.",
+            "Set FEDRECON_TLS_CERTIFICATE and FEDRECON_TLS_KEY (`fedrecon certs` makes them); or, where a proxy or "
+            "mesh encrypts, FEDRECON_TLS=off.",
+        )
 
 
 def _print_settings(settings: Settings, *, as_json: bool) -> None:

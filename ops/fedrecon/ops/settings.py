@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="address on which ports are opened")
     metrics_port: OptionalPort = Field(0, description="port of /metrics; 0 for a free one, none for no metrics")
+    tls: Literal["required", "off"] = Field(
+        "required", description="off: plaintext by word, also beyond this machine; `fedrecon up` makes no certificates"
+    )
     tls_certificate: Path | None = Field(None, description="PEM file of this service's certificate chain")
     tls_key: Path | None = Field(None, description="PEM file of this service's private key")
     tls_client_authority: Path | None = Field(None, description="PEM file of who signs clients: they must be known")
@@ -150,6 +153,11 @@ class Settings(BaseSettings):
         if self.tls_client_authority is not None and self.tls_certificate is None:
             raise ValueError("FEDRECON_TLS_CLIENT_AUTHORITY needs FEDRECON_TLS_CERTIFICATE and FEDRECON_TLS_KEY")
         return self
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether ports are opened for this machine alone."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
 
     @property
     def accepts_loss(self) -> bool:

@@ -5,8 +5,9 @@ Rules:
   where Redis and the blobs are.
 - Ports are chosen once: a service that dies comes back at the same address, so nobody who knew it needs to be told.
 - Whatever dies is started again (with growing pauses if it dies at once); all of it recovers from journal and blobs.
-- `<home>/stack.json` says where everything is, to other commands of this machine. `<home>/keys.json` (mode 600) holds
-  the keys that were made because the settings have none.
+- `<home>/stack.json` says where everything is, to other commands of this machine, and whom to trust there.
+  `<home>/keys.json` (mode 600) holds the keys, and `<home>/tls` the certificates, that were made because the settings
+  have none.
 - Left-overs of a stack whose own process was killed are stopped before a new one starts on the same home.
 """
 
@@ -28,6 +29,7 @@ import psutil
 from fedrecon.ops.durable_files import write_durably
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.local_keys import key_variables, make_keys, with_keys
+from fedrecon.ops.local_tls import tls_variables, with_certificates
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack_refusals import (
@@ -91,7 +93,7 @@ class Stack:
     """All services on one machine.
 
     Attributes:
-        settings: Shared by all of them; once it is started, with the keys of the home.
+        settings: Shared by all of them; once it is started, with the keys and certificates of the home.
         environment: Variables that win over the process's own, for every service.
         roles: The services by name.
         valkey: The embedded server, unless the settings name a Redis.
@@ -129,8 +131,8 @@ class Stack:
         try:
             _stop_leftovers(self.home / STACK_FILE)
             make_keys(self.home)
-            self.settings = with_keys(self.settings, self.home)
-            self.environment = {**key_variables(self.settings), **self.environment}
+            self.settings = with_certificates(with_keys(self.settings, self.home), self.home)
+            self.environment = {**key_variables(self.settings), **tls_variables(self.settings), **self.environment}
             if not self.settings.redis_url:
                 self.valkey = EmbeddedValkey(self.home / "valkey")
                 self.valkey.start()
@@ -292,6 +294,7 @@ class Stack:
         content = {
             "pid": os.getpid(),
             "started": started_of(os.getpid()),
+            "authority": str(self.settings.tls_server_authority or ""),
             "redis": self.valkey.url if self.valkey is not None else self.settings.redis_url,
             **{role.name: role.address for role in self.roles.values()},
             "metrics": {role.name: role.metrics_address for role in self.roles.values()},

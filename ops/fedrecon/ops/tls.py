@@ -1,7 +1,9 @@
 """Transport: TLS from PEM files, and channels to services of fedrecon.
 
-Rules: without a certificate everything is plaintext, meant for one machine or a mesh that encrypts. With
-`tls_client_authority` every client must show a certificate of that authority (services among themselves).
+Rules: TLS 1.3 alone (`fedrecon.ops`). Without a certificate everything is plaintext, meant for one machine or a mesh
+that encrypts. With `tls_client_authority` every client must show a certificate of that authority. Files that change are
+read again for the next connection, so certificates are replaced while services run; a pair that does not fit together,
+as between the writing of two files, changes nothing.
 Channels retry only `UNAVAILABLE`, gRPC's word for a call that found no service: all calls of the contract may be
 repeated.
 """
@@ -10,11 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import grpc.aio
 
+from fedrecon.ops.certificates import belong_together
+from fedrecon.ops.logs import logger_of
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.service_identity import proving_interceptors
 from fedrecon.ops.settings import Settings
@@ -50,6 +55,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+
+_log = logger_of(__name__)
 
 
 def _read(path: Path, variable: str) -> bytes:
@@ -91,14 +99,67 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     """
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    chain = _read(settings.tls_certificate, "FEDRECON_TLS_CERTIFICATE")
-    key = _read(settings.tls_key, "FEDRECON_TLS_KEY")
-    authority = None
-    if settings.tls_client_authority is not None:
-        authority = _read(settings.tls_client_authority, "FEDRECON_TLS_CLIENT_AUTHORITY")
-    return grpc.ssl_server_credentials(
-        [(key, chain)], root_certificates=authority, require_client_auth=authority is not None
+    shown = _Shown(settings.tls_certificate, settings.tls_key, settings.tls_client_authority)
+    return grpc.dynamic_ssl_server_credentials(
+        shown.read(),
+        shown.read_if_changed,  # type: ignore[arg-type]  # None is what gRPC documents for "no change"
+        require_client_authentication=settings.tls_client_authority is not None,
     )
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What a service shows, as its files say at the moment.
+
+    Attributes:
+        certificate: PEM file of its certificate chain.
+        key: PEM file of its private key.
+        client_authority: PEM file of who signs its clients, if they must be known.
+        seen: When each file was written that was read last, and how long it was.
+    """
+
+    certificate: Path
+    key: Path
+    client_authority: Path | None
+    seen: tuple[tuple[int, int], ...] = ()
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Read the files.
+
+        Raises:
+            UserMistake: One cannot be read, or certificate and key are no pair.
+        """
+        seen = self._look()
+        chain = _read(self.certificate, "FEDRECON_TLS_CERTIFICATE")
+        key = _read(self.key, "FEDRECON_TLS_KEY")
+        authority = None
+        if self.client_authority is not None:
+            authority = _read(self.client_authority, "FEDRECON_TLS_CLIENT_AUTHORITY")
+        if not belong_together(chain, key):
+            raise UserMistake(
+                f"FEDRECON_TLS_CERTIFICATE={self.certificate}, FEDRECON_TLS_KEY={self.key}: "
+                "the certificate or key is not valid, or they do not belong together.",
+                "Name a PEM certificate and its own private key; `fedrecon certs` makes both.",
+            )
+        self.seen = seen
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authority)
+
+    def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Read the files if they were replaced; None: go on with what there is. Called for every connection."""
+        try:
+            if self._look() == self.seen:
+                return None
+            changed = self.read()
+        except (OSError, UserMistake) as problem:
+            _log.warning("certificate not replaced", problem=str(problem))
+            return None
+        _log.info("certificate replaced")
+        return changed
+
+    def _look(self) -> tuple[tuple[int, int], ...]:
+        paths = [self.certificate, self.key, *([] if self.client_authority is None else [self.client_authority])]
+        found = [path.stat() for path in paths if path.exists()]
+        return tuple((each.st_mtime_ns, each.st_size) for each in found)
 
 
 def channel_credentials(

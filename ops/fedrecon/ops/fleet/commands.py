@@ -40,20 +40,18 @@ def fleet(
     import tempfile
 
     from fedrecon.datasets import generate
-    from fedrecon.ops.admin_client import find_targets, require_answer
+    from fedrecon.ops.admin_client import find_targets, read_authority, require_answer
     from fedrecon.ops.fleet.behaviour import Behaviour
     from fedrecon.ops.fleet.people import people_of
     from fedrecon.ops.fleet.running import Fleet, Tally
     from fedrecon.ops.rating_files import load_ratings
-    from fedrecon.ops.settings import Settings, load_settings
-    from fedrecon.ops.tls import server_authority
     from fedrecon.ops.up import stop_on_signals
 
-    authority = server_authority(load_settings(Settings))
     users = max(devices * 5 // 4 + 1, 10)  # four of five take part
     ratings = load_ratings(place) if place is not None else generate(users, _MADE_UP_ITEMS, seed)
     people = people_of(ratings).training[:devices]
     coordinator = find_targets(server).coordinator
+    authority = read_authority(coordinator)
     require_answer(coordinator)
     stopped = stop_on_signals()
     console = Console(stderr=as_json)
