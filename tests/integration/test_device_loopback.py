@@ -26,7 +26,7 @@ from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.columns import map_examples, rule_of
 from fedrecon.device_sdk.errors import NoModelError, UnreachableError
 from fedrecon.device_sdk.plans import load_plan, read_checkpoint
-from fedrecon.device_sdk.runtime import Seeds, report_vector, train
+from fedrecon.device_sdk.runtime import Seeds, agreement, report_vector, train
 from fedrecon.device_sdk.transport import AsyncTransport
 from fedrecon.v1 import admin_pb2, aggregator_pb2, blobs_pb2, coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import JoinResponse, UploadRequest, UploadResponse, UploadStatusResponse
@@ -185,7 +185,8 @@ def expected(plan: Any) -> tuple[Any, bytes]:
     mapped = map_examples(rules, store().columns(), {"items": items}, {"items": 6})
     assignment, seed = bundle.make_assignment(plan), bytes([9]) * 32
     result = train(ready, checkpoint, mapped.columns, assignment.work, Seeds(seed, seed, seed))
-    return result, report_vector(result, plan.manifest, assignment.layout, assignment.secure_sum, seed).to_bytes()
+    fixed_point = agreement(result, plan.manifest, assignment.layout, assignment.secure_sum)
+    return result, report_vector(result, assignment.layout, fixed_point, seed).to_bytes()
 
 
 def test_a_device_reports_what_the_runtime_computes(running: tuple[Services, str, grpc.Server]) -> None:

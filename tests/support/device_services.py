@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
@@ -11,6 +12,7 @@ from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.errors import CallFailedError
 from fedrecon.device_sdk.floors import read_floors
+from fedrecon.device_sdk.identity import public_bytes
 from fedrecon.device_sdk.requests import Call, Compute, Fetch, Sleep, Upload
 from fedrecon.device_sdk.session import Circumstances, Ending, take_part
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2
@@ -171,12 +173,16 @@ class Services:
         return UploadResponse(digest=parts[0].header.digest, phase=aggregator_pb2.GROUP_PHASE_UPLOADING)
 
 
+DEVICE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
 def circumstances(services: Services, **changes: Any) -> Circumstances:
     settings: dict[str, Any] = {
         "coordinator": "coordinator:1",
         "population": "films",
         "floors": read_floors([PUBLISHER], "allowed", 5),
-        "device_key": bytes(32),
+        "device_key": public_bytes(DEVICE_KEY),
+        "sign": DEVICE_KEY.sign,
         "examples": Examples(),
         "minimum_examples": 0,
         "cache": BlobCache(),

@@ -17,15 +17,17 @@ from fedrecon.aggregator.group_events import (
     Opened,
     Phase,
     Report,
+    RosterFrozen,
     Segment,
+    SharesFixed,
+    UploadsEnded,
 )
 from fedrecon.aggregator.groups import (
     TRANSITIONS,
     Acknowledge,
     Group,
     IllegalEventError,
-    KeepOnlySnapshot,
-    RemoveSnapshots,
+    RemoveFiles,
     step,
 )
 from fedrecon.aggregator.summing import CODEC
@@ -61,6 +63,80 @@ def after(*events: Event) -> Group:
     return group
 
 
+MASKED = replace(CONFIG, protocol=2, maximum_reports=4, report_goal=4, joining_ends_milliseconds=500)
+JOINING = Opened(b"g" * 16, MASKED, "holder", Phase.JOINING, 10)
+FROZEN = RosterFrozen((b"a", b"b", b"c", b"d"), b"roster", (2, 0, 3, 1), 3, 2, b"n" * 32, 20)
+FIXED = SharesFixed((0, 1, 2), b"shares", 30)
+TWO = (accepted(b"a", total=1), accepted(b"b", total=2, snapshot=b"t", at=40))
+OPEN = Closed(2, b"open sum", 60, b"unmasked")
+
+
+def masked(*events: Event) -> Group:
+    group = groups.replay([JOINING, *events])
+    assert group is not None
+    return group
+
+
+def test_a_masked_group_goes_through_all_phases_and_keeps_the_files_it_needs() -> None:
+    stages: list[tuple[Event, ...]] = [(), (FROZEN,), (FIXED,), TWO, (UploadsEnded(50),), (OPEN,)]
+    events: tuple[Event, ...] = ()
+    seen = []
+    for stage in stages:
+        events += stage
+        group = masked(*events)
+        seen.append((group.phase, group.files, group.phase_since_milliseconds))
+    assert seen == [
+        (Phase.JOINING, frozenset(), 10),
+        (Phase.SHARING, {b"roster"}, 20),
+        (Phase.UPLOADING, {b"roster", b"shares"}, 30),
+        (Phase.UPLOADING, {b"roster", b"shares", b"t"}, 30),
+        (Phase.UNMASKING, {b"roster", b"shares", b"t"}, 50),
+        (Phase.CLOSED, {b"unmasked"}, 60),
+    ]
+    assert group.survivors == {0, 1}
+    assert group.sum_digest == b"open sum"
+
+
+def test_what_a_masked_group_needs_no_more_is_removed() -> None:
+    _, effects = step(masked(FROZEN, FIXED, *TWO, UploadsEnded(50)), OPEN)
+    assert effects == (RemoveFiles(frozenset({b"roster", b"shares", b"t"})),)
+    _, effects = step(masked(FROZEN, FIXED), Aborted("TOO_FEW_REPORTS", 0, 40))
+    assert effects == (RemoveFiles(frozenset({b"roster", b"shares"})),)
+
+
+@pytest.mark.parametrize(
+    ("before", "event"),
+    [
+        ((), FIXED),
+        ((), accepted(b"a", total=1)),
+        ((), replace(FROZEN, sessions=(b"a", b"b", b"c", b"a"))),
+        ((), replace(FROZEN, ring=(0, 1, 2, 2))),
+        ((), replace(FROZEN, neighbours=4)),
+        ((), replace(FROZEN, threshold=4)),
+        ((), replace(FROZEN, sessions=(b"a", b"b", b"c", b"d", b"e"), ring=(0, 1, 2, 3, 4))),
+        ((FROZEN,), FROZEN),
+        ((FROZEN,), accepted(b"a", total=1)),
+        ((FROZEN,), replace(FIXED, sharers=())),
+        ((FROZEN,), replace(FIXED, sharers=(0, 4))),
+        ((FROZEN,), replace(FIXED, sharers=(1, 0))),
+        ((FROZEN, FIXED), accepted(b"d", total=1)),  # shared nothing
+        ((FROZEN, FIXED), accepted(b"x", total=1)),  # is no member
+        ((FROZEN, FIXED), UploadsEnded(50)),  # nothing to unmask
+        ((FROZEN, FIXED, *TWO), Closed(2, b"sum", 60)),  # its masks are on
+        ((FROZEN, FIXED, *TWO), OPEN),  # nobody was asked
+        ((FROZEN, FIXED, *TWO, UploadsEnded(50)), accepted(b"c", total=3)),  # it is no survivor any more
+        ((FROZEN, FIXED, *TWO, UploadsEnded(50)), UploadsEnded(51)),  # survivors are fixed once
+        ((FROZEN, FIXED, *TWO, UploadsEnded(50)), replace(OPEN, snapshot=b"")),
+        ((FROZEN, FIXED, *TWO, UploadsEnded(50)), replace(OPEN, reports=3)),
+    ],
+)
+def test_an_illegal_event_of_a_masked_group_raises(before: tuple[Event, ...], event: Event) -> None:
+    group = masked(*before)
+    with pytest.raises(IllegalEventError):
+        step(group, event)
+    assert group == masked(*before)
+
+
 def test_the_phases_are_those_of_the_contract() -> None:
     contract = {
         name.removeprefix("GROUP_PHASE_"): number for name, number in aggregator_pb2.GroupPhase.items() if number
@@ -82,7 +158,7 @@ def test_every_phase_is_reached_and_every_phase_can_be_given_up() -> None:
 
 def test_a_batch_acknowledges_its_sessions_and_replaces_the_snapshot() -> None:
     group, effects = step(after(accepted(b"a", total=1)), accepted(b"b", b"c", total=3, snapshot=b"t"))
-    assert effects == (KeepOnlySnapshot(b"t"), Acknowledge((b"b", b"c")))
+    assert effects == (RemoveFiles(frozenset({b"s"})), Acknowledge((b"b", b"c")))
     assert group.reports == {b"a": b"da", b"b": b"db", b"c": b"dc"}
     assert group.snapshot == b"t"
 
@@ -91,7 +167,7 @@ def test_closing_keeps_the_sum_and_giving_up_removes_it() -> None:
     closed, effects = step(after(accepted(b"a", total=1)), Closed(1, b"sum", 30))
     assert (closed.phase, effects, closed.ended_milliseconds) == (Phase.CLOSED, (), 30)
     aborted, effects = step(closed, Aborted("DISCARDED", 1, 40))
-    assert (aborted.phase, effects) == (Phase.ABORTED, (RemoveSnapshots(),))
+    assert (aborted.phase, effects) == (Phase.ABORTED, (RemoveFiles(frozenset({b"s"})),))
     assert aborted.aborted_because == "DISCARDED"
 
 

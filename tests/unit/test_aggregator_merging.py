@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from fedrecon.aggregator.group_events import Config, Metric, Phase, Segment
+from fedrecon.aggregator.groups import Group
 from fedrecon.aggregator.merging import ClosedSum, MismatchedCheckpointError, NotFiniteError, apply, combine
 from fedrecon.aggregator.optimizers import OptimizerStateMismatchError, adam, sgd
-from fedrecon.aggregator.secure_sum import DamagedSumError, InvalidReportError, WrongPhaseError
+from fedrecon.aggregator.secure_sum import DamagedSumError, InvalidReportError, MessageRefusedError, check_sum
 from fedrecon.aggregator.trusted import TrustedSum
+from fedrecon.v1.aggregator_pb2 import JoinRequest, JoinResponse, ShareRequest, UnmaskRequest
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import Vector, add, dequantise, quantise, zero
 
@@ -202,9 +204,16 @@ def test_every_report_that_a_device_makes_is_taken(seed: int) -> None:
 def test_trusted_begins_with_uploads_and_knows_no_other_message() -> None:
     protocol = TrustedSum(CONFIG.fixed_point)
     assert protocol.open() is Phase.UPLOADING
-    with pytest.raises(WrongPhaseError):
-        protocol.receive(Phase.SHARING, b"s", b"")
+    group = Group(b"g", CONFIG, "holder", Phase.UPLOADING)
+    protocol.receive(group, b"s", JoinRequest(), 0)
+    assert protocol.answer(group, b"s", JoinRequest()) == JoinResponse(group=b"g", phase=3)
+    for message in (ShareRequest(), UnmaskRequest(), JoinRequest(mask_key=bytes(32))):
+        with pytest.raises(MessageRefusedError):
+            protocol.receive(group, b"s", message, 0)
+
+
+def test_a_sum_that_lacks_a_report_is_damaged() -> None:
     closed = summed([report(1)[0], report(2)[0]])
-    assert protocol.close(closed.total, 2) is closed.total
+    check_sum(closed.total, 2, CONFIG.maximum_weight)
     with pytest.raises(DamagedSumError):
-        protocol.close(closed.total, 1)
+        check_sum(closed.total, 1, CONFIG.maximum_weight)

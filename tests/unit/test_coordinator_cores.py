@@ -166,9 +166,17 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
         (lambda spec: setattr(spec.secure_sum, "maximum_reports", 0), "INVALID_SPEC", "maximum_reports"),
         (lambda spec: setattr(spec.eligibility, "minimum_sdk_version", "1.x"), "INVALID_SPEC", "minimum_sdk_version"),
         (
-            lambda spec: setattr(spec.secure_sum, "protocol", task_pb2.SUM_PROTOCOL_SECAGG_PLUS),
-            "NOT_YET_SUPPORTED",
-            "SECAGG_PLUS",
+            lambda spec: spec.secure_sum.MergeFrom(
+                task_pb2.SecureSum(protocol=task_pb2.SUM_PROTOCOL_SECAGG_PLUS, minimum_group=2)
+            ),
+            "INVALID_SPEC",
+            "hides nobody",
+        ),
+        (lambda spec: setattr(spec.secure_sum, "threshold", 9), "INVALID_SPEC", "leave them out"),
+        (
+            lambda spec: spec.secure_sum.MergeFrom(task_pb2.SecureSum(ring_bits=16, maximum_reports=201)),
+            "INVALID_SPEC",
+            "too few steps",
         ),
         (lambda spec: setattr(spec.privacy, "noise_multiplier", 1.0), "NOT_YET_SUPPORTED", "privacy"),
         (lambda spec: setattr(spec.evaluation, "every_rounds", 5), "INVALID_SPEC", "go together"),

@@ -18,7 +18,7 @@ from fedrecon.device_sdk.errors import (
 )
 from fedrecon.device_sdk.local_parameters import LocalParameters
 from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint
-from fedrecon.device_sdk.runtime import Seeds, reconstruct, report_vector, score, train
+from fedrecon.device_sdk.runtime import Seeds, agreement, reconstruct, report_vector, score, train
 from fedrecon.v1 import coordinator_pb2, plan_pb2, task_pb2
 from fedrecon.wire import fixed_point, manifests
 from fedrecon.wire.digests import digest_of
@@ -120,7 +120,8 @@ def test_an_evaluation_updates_nothing_and_reports_only_metrics(made: Any, plan:
     result = train(plan, checkpoint, COLUMNS, WORK, SEEDS, coordinator_pb2.SESSION_KIND_EVALUATE)
     assert result.updates == {}
     secure_sum = bundle.make_assignment(made).secure_sum
-    vector = report_vector(result, plan.manifest, plan_pb2.Layout(), secure_sum, SEEDS.rounding)
+    agreed = agreement(result, plan.manifest, plan_pb2.Layout(), secure_sum)
+    vector = report_vector(result, plan_pb2.Layout(), agreed, SEEDS.rounding)
     assert vector.body.size == 0
     assert vector.tail[:2].tolist() == [3, 1]
 
@@ -128,10 +129,11 @@ def test_an_evaluation_updates_nothing_and_reports_only_metrics(made: Any, plan:
 def test_the_report_is_the_dense_weighted_update(made: Any, plan: Plan, checkpoint: Tensors) -> None:
     result = train(plan, checkpoint, COLUMNS, WORK, SEEDS)
     secure_sum = bundle.make_assignment(made).secure_sum
-    vector = report_vector(result, plan.manifest, plan.manifest.layout, secure_sum, SEEDS.rounding)
+    agreed = agreement(result, plan.manifest, plan.manifest.layout, secure_sum)
     elements = manifests.segment_elements(plan.manifest.layout, plan.manifest, {"items": 6})
-    agreement = manifests.fixed_point_of(plan.manifest.layout, elements, [100.0], secure_sum)
-    told = fixed_point.dequantise(vector, agreement)
+    assert agreed == manifests.fixed_point_of(plan.manifest.layout, elements, [100.0], secure_sum)
+    vector = report_vector(result, plan.manifest.layout, agreed, SEEDS.rounding)
+    told = fixed_point.dequantise(vector, agreed)
     dense = np.zeros((6, 2))
     dense[result.updates["items"].rows] = result.updates["items"].values
     np.testing.assert_allclose(told.updates[0].reshape(6, 2), 3 * dense, atol=2e-5)
@@ -143,12 +145,9 @@ def test_the_report_is_the_dense_weighted_update(made: Any, plan: Plan, checkpoi
 
 def test_the_same_seeds_give_the_same_bytes(made: Any, plan: Plan, checkpoint: Tensors) -> None:
     secure_sum = bundle.make_assignment(made).secure_sum
-    vectors = [
-        report_vector(
-            train(plan, checkpoint, COLUMNS, WORK, SEEDS), plan.manifest, plan.manifest.layout, secure_sum, bytes(32)
-        ).to_bytes()
-        for _ in range(2)
-    ]
+    results = [train(plan, checkpoint, COLUMNS, WORK, SEEDS) for _ in range(2)]
+    agreed = agreement(results[0], plan.manifest, plan.manifest.layout, secure_sum)
+    vectors = [report_vector(result, plan.manifest.layout, agreed, bytes(32)).to_bytes() for result in results]
     assert vectors[0] == vectors[1]
 
 

@@ -1,7 +1,7 @@
 """The groups of one attempt of a round.
 
-Rule: a session's group is chosen by hash of the session, or is the next one with room; it has one report in the
-attempt, in whichever group.
+Rule: a session's group is chosen by hash of the session, or is the next one with room; masked groups are filled in
+order. A session has one report in the attempt, in whichever group.
 """
 
 from __future__ import annotations
@@ -52,24 +52,10 @@ class Attempt:
         """Returns the group for a session's report.
 
         Raises:
-            Refusal: the attempt takes no more reports.
+            Refusal: the attempt takes no more reports, or not this one.
         """
         held = self.holding(session)
-        if held is not None:
-            return held
-        first = int.from_bytes(hashlib.sha256(session).digest()[:8], "little")
-        ordered = [self.summings[(first + step) % len(self.summings)] for step in range(len(self.summings))]
-        chosen = next((one for one in ordered if one.has_room), None)
-        if chosen is not None:
-            return chosen
-        if not any(one.takes_reports for one in ordered):
-            raise round_closed()
-        raise Refusal(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "GROUP_FULL",
-            "All groups of the round have as many reports as fit their sums.",
-            "End the session; the coordinator says when to come back.",
-        )
+        return held if held is not None else self._choose(session, [one.can_report(session) for one in self.summings])
 
     def join(self, session: bytes) -> Summing:
         """Returns the group for a session, and notes that it is there.
@@ -77,12 +63,33 @@ class Attempt:
         Raises:
             Refusal: the attempt takes no more reports.
         """
-        chosen = self.place(session)
+        chosen = self.holding(session)
+        if chosen is None:
+            of_members = [one for one, members in zip(self.summings, self.joined, strict=True) if session in members]
+            chosen = of_members[0] if of_members else None
+        if chosen is None or not chosen.can_join(session):
+            chosen = self._choose(session, [one.can_join(session) for one in self.summings])
         members = self.joined[self.summings.index(chosen)]
         if session not in members:
             members.add(session)
             self.note_change()
         return chosen
+
+    def _choose(self, session: bytes, possible: list[bool]) -> Summing:
+        # Masked groups are filled one after the other, so that the first can begin; others alike.
+        first = 0 if self.config.report_goal else int.from_bytes(hashlib.sha256(session).digest()[:8], "little")
+        for step in range(len(possible)):
+            index = (first + step) % len(possible)
+            if possible[index]:
+                return self.summings[index]
+        if not any(one.takes_reports for one in self.summings):
+            raise round_closed()
+        raise Refusal(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "GROUP_FULL",
+            "The round's groups have as many reports as fit their sums, or went on without this device.",
+            "End the session; the coordinator says when to come back.",
+        )
 
     def find(self, group: bytes) -> Summing:
         """Returns the group with an id.

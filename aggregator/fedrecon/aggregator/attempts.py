@@ -68,6 +68,25 @@ _UNREADABLE = (JournalError, IllegalEventError, ValueError)
 _REGISTRY_CODEC: Codec[TaskJoined] = Codec(TaskJoined)
 
 
+@dataclass(slots=True)
+class _Known:
+    """A group as journal and disk have it.
+
+    Attributes:
+        state: as the journal has it.
+        version: of its stream.
+        protocol: how it is summed.
+        total: the sum of its acknowledged reports; None without any.
+        is_lost: whether the disk has not what the journal names.
+    """
+
+    state: Group
+    version: int
+    protocol: SecureSum
+    total: Vector | None = None
+    is_lost: bool = False
+
+
 class Attempts:
     """All attempts whose groups lie here.
 
@@ -147,7 +166,7 @@ class Attempts:
                     where = {"task": task, "round": key[1], "attempt": key[2]}
                     _log.error("attempt given up: its groups cannot be read", **where, why=str(error))
         live = [one for attempt in self._attempts.values() for one in attempt.summings]
-        named = {one.group.snapshot for one in live if one.group.snapshot and one.group.phase is not Phase.ABORTED}
+        named = {digest for one in live for digest in one.group.files}
         removed = await asyncio.to_thread(self._storage.snapshots.delete_all_but, named)
         reports = sum(len(one.group.reports) for one in live if one.group.phase is not Phase.ABORTED)
         self._storage.measures.recovered_reports.inc(reports)
@@ -221,13 +240,14 @@ class Attempts:
                     "Ask that one, or open the next attempt.",
                 ) from None
             return found
-        states = [groups.step(None, event)[0] for event in opened]
-        return self._take(key, names, [(state, 1, None) for state in states])
+        known = [_Known(groups.step(None, event)[0], 1, self._protocols(config)) for event in opened]
+        return self._take(key, names, known)
 
     async def _tidy(self, key: Key, attempt: Attempt) -> None:
         for summing in attempt.summings:
             if not summing.lost:
                 await summing.expire()
+                summing.advance()
         if any(summing.lost for summing in attempt.summings):
             self._drop(key, attempt)
         elif attempt.ended:
@@ -287,41 +307,48 @@ class Attempts:
             for stream, history in zip(streams, histories, strict=True):
                 await self._storage.journal.discard(task, stream, history.version)
             return None
-        totals = [await self._restore(state) for state in found]
-        attempt = self._take(
-            (config.task, config.round, config.attempt),
-            streams,
-            [(state, history.version, total) for state, history, total in zip(found, histories, totals, strict=True)],
-        )
-        for summing, total in zip(attempt.summings, totals, strict=True):
-            if summing.group.reports and not summing.group.ended and total is None:
+        restored = [
+            await self._restore(state, history.version) for state, history in zip(found, histories, strict=True)
+        ]
+        attempt = self._take((config.task, config.round, config.attempt), streams, restored)
+        for summing, one in zip(attempt.summings, restored, strict=True):
+            if one.is_lost:
                 await summing.abort("SUM_LOST")
         return attempt
 
-    async def _restore(self, state: Group) -> Vector | None:
-        """Returns the sum of a group that still takes reports; None where there is none to restore, or it is lost."""
-        if state.ended or not state.reports:
-            return None
+    async def _restore(self, state: Group, version: int) -> _Known:
+        """Returns a group as the journal and the disk have it; what has ended needs nothing of the disk."""
+        known = _Known(state, version, self._protocols(state.config))
+        if state.ended:
+            return known
         try:
-            return await asyncio.to_thread(
-                self._storage.snapshots.read,
-                state.group,
-                state.snapshot,
-                state.sum_digest,
-                state.config.fixed_point,
-            )
+            if state.roster is not None:
+                roster = await self._read_content(state, state.roster.roster)
+                shares = await self._read_content(state, state.shared.shares) if state.shared is not None else b""
+                known.protocol.restore(roster, shares)
+            if state.reports:
+                known.total = await asyncio.to_thread(
+                    self._storage.snapshots.read,
+                    state.group,
+                    state.snapshot,
+                    state.sum_digest,
+                    state.config.fixed_point,
+                )
         except SnapshotLostError as error:
             _log.error("sum lost: its reports are void", group=state.group.hex(), why=str(error))
-            return None
+            known.is_lost = True
+        return known
 
-    def _take(self, key: Key, streams: Sequence[str], states: Sequence[tuple[Group, int, Vector | None]]) -> Attempt:
-        attempt = Attempt(states[0][0].config)
-        for stream, (state, version, total) in zip(streams, states, strict=True):
-            protocol = self._protocols(state.config)
+    async def _read_content(self, state: Group, digest: bytes) -> bytes:
+        return await asyncio.to_thread(self._storage.snapshots.read_content, state.group, digest)
+
+    def _take(self, key: Key, streams: Sequence[str], known: Sequence[_Known]) -> Attempt:
+        attempt = Attempt(known[0].state.config)
+        for stream, one in zip(streams, known, strict=True):
             attempt.summings.append(
-                Summing(stream, state, version, total, protocol, self._storage, attempt.note_change)
+                Summing(stream, one.state, one.version, one.total, one.protocol, self._storage, attempt.note_change)
             )
-            attempt.joined.append(set(state.reports))
+            attempt.joined.append(set(one.state.reports) | set(one.state.indices))
         self._attempts[key] = attempt
         return attempt
 
@@ -334,9 +361,8 @@ class Attempts:
         self._drop(key, attempt)
 
     async def _remove_sums(self, attempt: Attempt) -> None:
-        for summing in attempt.summings:
-            if summing.group.snapshot:
-                await asyncio.to_thread(self._storage.snapshots.delete, summing.group.snapshot)
+        for digest in [digest for summing in attempt.summings for digest in summing.group.files]:
+            await asyncio.to_thread(self._storage.snapshots.delete, digest)
 
 
 async def streams_of(journal: Journal, task: str) -> dict[Key, tuple[str, ...]]:

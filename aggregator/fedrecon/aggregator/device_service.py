@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
-from fedrecon.aggregator.group_events import Phase
 from fedrecon.aggregator.ingest import StagedUpload, Staging, StagingKey, chunks_in
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import fate_of, malformed, phase_of
 from fedrecon.aggregator.refusals import round_closed
-from fedrecon.aggregator.secure_sum import InvalidReportError, WrongPhaseError
+from fedrecon.aggregator.secure_sum import InvalidReportError, MessageRefusedError
 from fedrecon.aggregator.summing import Summing
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.clock import Clock
@@ -41,6 +41,15 @@ from fedrecon.v1.aggregator_pb2 import (
 from fedrecon.v1.aggregator_pb2_grpc import AggregatorServicer
 from fedrecon.wire.digests import DIGEST_BYTES
 from fedrecon.wire.fixed_point import read_vector
+
+_PATIENCE_SECONDS = 20.0
+"""How long a call waits for the others of its group; the device asks again after that."""
+
+_CODES = {
+    "late": grpc.StatusCode.FAILED_PRECONDITION,
+    "invalid": grpc.StatusCode.INVALID_ARGUMENT,
+    "differs": grpc.StatusCode.ALREADY_EXISTS,
+}
 
 
 class DeviceService(AggregatorServicer):
@@ -67,27 +76,25 @@ class DeviceService(AggregatorServicer):
         """Enters a sum group with the update ready."""
         del context
         session, attempt = self._prove(request.proof)
-        if request.share_key or request.mask_key or request.key_signature:
-            raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "NOT_MASKED",
-                "The device brings keys for masks, but reports of this round are summed in the clear.",
-                "Refuse the assignment: it is weaker than what the app insists on.",
-            )
         summing = attempt.join(session)
-        return JoinResponse(group=summing.group.group, phase=phase_of(summing))
+        answer = await self._exchange(summing, session, request)
+        return answer or JoinResponse(group=summing.group.group, phase=phase_of(summing))
 
     async def Share(self, request: ShareRequest, context: Any) -> ShareResponse:  # noqa: N802
-        """Takes sealed shares, where the protocol has them."""
+        """Takes sealed shares, and gives those of the neighbours."""
         del context
-        answer = self._pass_on(request.proof, request.group, Phase.SHARING, request.SerializeToString())
-        return ShareResponse.FromString(answer)
+        session, attempt = self._prove(request.proof)
+        summing = attempt.find(request.group)
+        return await self._exchange(summing, session, request) or ShareResponse(phase=phase_of(summing))
 
     async def Unmask(self, request: UnmaskRequest, context: Any) -> UnmaskResponse:  # noqa: N802
-        """Takes revealed shares, where the protocol has them."""
+        """Says who survived, then takes the shares that unmask the sum."""
         del context
-        answer = self._pass_on(request.proof, request.group, Phase.UNMASKING, request.SerializeToString())
-        return UnmaskResponse.FromString(answer)
+        session, attempt = self._prove(request.proof)
+        summing = attempt.find(request.group)
+        answer = await self._exchange(summing, session, request) or UnmaskResponse(phase=phase_of(summing))
+        answer.fate = fate_of(summing, session)
+        return answer
 
     async def UploadStatus(  # noqa: N802
         self, request: UploadStatusRequest, context: Any
@@ -249,15 +256,12 @@ class DeviceService(AggregatorServicer):
             ) from error
         return proof.session, self._attempts.find(proof.round)
 
-    def _pass_on(self, proof: SessionProof, group: bytes, phase: Phase, message: bytes) -> bytes:
-        """Gives a phase message to the group's protocol."""
-        session, attempt = self._prove(proof)
+    async def _exchange(self, summing: Summing, session: bytes, message: Message) -> Any:
+        """Gives a message to the group's protocol; returns its answer, None if the group has not come so far yet."""
         try:
-            return attempt.find(group).protocol.receive(phase, session, message)
-        except WrongPhaseError as error:
-            raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION, "WRONG_PHASE", f"{error}.", "Follow the phase of the last answer."
-            ) from error
+            return await summing.exchange(session, message, _PATIENCE_SECONDS)
+        except MessageRefusedError as error:
+            raise Refusal(_CODES[error.kind], error.reason, f"{error}.", error.advice) from error
 
     def _count_rejected(self, outcome: str, reason: str | None) -> None:
         self._measures.shared.reports_total.labels(outcome=outcome).inc()

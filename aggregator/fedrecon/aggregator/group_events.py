@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from fedrecon.wire.fixed_point import FixedPoint
 from fedrecon.wire.fixed_point import Segment as FixedPointSegment
 
+_SPARE_SHARE = 10
+"""One spare member for so many wanted reports."""
+
 
 class Phase(enum.IntEnum):
     """Phases of a group: names and numbers of `GroupPhase` in the contract."""
@@ -72,6 +75,9 @@ class Config:
         plan_digest: the plan.
         checkpoint_digest: the checkpoint that updates start from.
         expires_milliseconds: when a group that nobody closed is given up, Unix milliseconds.
+        report_goal: reports that are wanted of all groups; 0 where no roster is gathered.
+        joining_ends_milliseconds: when a masked group begins with the members it has, Unix milliseconds.
+        phase_milliseconds: how long each later phase of a masked group may take.
     """
 
     task: str
@@ -89,6 +95,9 @@ class Config:
     plan_digest: bytes
     checkpoint_digest: bytes
     expires_milliseconds: int
+    report_goal: int = 0
+    joining_ends_milliseconds: int = 0
+    phase_milliseconds: int = 0
 
     @property
     def fixed_point(self) -> FixedPoint:
@@ -106,9 +115,25 @@ class Config:
         )
 
     @property
+    def expected_members(self) -> int:
+        """Devices that all groups together wait for.
+
+        Under `trusted` the whole cohort may report. A masked sum takes devices whose update is ready, so only those
+        that are lost between their keys and their vector must be made up for: a tenth more than are wanted.
+        """
+        if not self.report_goal:
+            return self.cohort_size
+        return min(self.cohort_size, self.report_goal + -(-self.report_goal // _SPARE_SHARE))
+
+    @property
     def group_count(self) -> int:
         """Groups that an attempt of this size needs."""
-        return max(1, -(-self.cohort_size // self.maximum_reports))
+        return max(1, -(-self.expected_members // self.maximum_reports))
+
+    @property
+    def group_members(self) -> int:
+        """Members with which a masked group begins at once."""
+        return -(-self.expected_members // self.group_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +152,55 @@ class Opened:
     config: Config
     holder: str
     phase: Phase
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RosterFrozen:
+    """The members of a masked group are known, and who is whose neighbour; nobody is told before.
+
+    Attributes:
+        sessions: whose places they are, in order of their index.
+        roster: digest of the sealed file that holds their keys; device keys are never in the journal.
+        ring: their order on the ring, drawn after the members were known.
+        neighbours: k, neighbours of each.
+        threshold: t, shares that recover a secret.
+        server_nonce: random bytes, part of the context that binds keys and masks.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    sessions: tuple[bytes, ...]
+    roster: bytes
+    ring: tuple[int, ...]
+    neighbours: int
+    threshold: int
+    server_nonce: bytes
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharesFixed:
+    """Whose masks will be in the sum: members whose neighbours hold shares of their secrets.
+
+    Attributes:
+        sharers: their indices, ascending.
+        shares: digest of the sealed file that holds the shares, which only their addressees can open.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    sharers: tuple[int, ...]
+    shares: bytes
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadsEnded:
+    """The survivors are those whose report is in the sum; only now are members asked to unmask it, and only once.
+
+    Attributes:
+        at_milliseconds: when, Unix milliseconds.
+    """
+
     at_milliseconds: int
 
 
@@ -168,13 +242,15 @@ class Closed:
 
     Attributes:
         reports: reports in it.
-        sum_digest: SHA-256 of its vector.
+        sum_digest: SHA-256 of its vector, without masks.
         at_milliseconds: when, Unix milliseconds.
+        snapshot: digest of the sealed file that holds the sum without masks; empty where it never had any.
     """
 
     reports: int
     sum_digest: bytes
     at_milliseconds: int
+    snapshot: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,4 +268,4 @@ class Aborted:
     at_milliseconds: int
 
 
-Event = Opened | Accepted | Closed | Aborted
+Event = Opened | RosterFrozen | SharesFixed | Accepted | UploadsEnded | Closed | Aborted

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import grpc
 
 from fedrecon.aggregator import group_events
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.group_events import Config, Phase
+from fedrecon.aggregator.secagg_plus import SecAggPlusSum
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.summing import Summing
 from fedrecon.aggregator.trusted import TrustedSum
@@ -33,9 +36,13 @@ def protocol_of(config: Config) -> SecureSum:
     Raises:
         ValueError: this version has none such.
     """
-    if config.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
-        return TrustedSum(config.fixed_point)
-    raise ValueError(f"sum protocol {config.protocol} needs a newer version; it has TRUSTED")
+    match config.protocol:
+        case task_pb2.SUM_PROTOCOL_TRUSTED:
+            return TrustedSum(config.fixed_point)
+        case task_pb2.SUM_PROTOCOL_SECAGG_PLUS:
+            return SecAggPlusSum(config, os.urandom)
+        case _:
+            raise ValueError(f"sum protocol {config.protocol} needs a newer version")
 
 
 def config_of(request: OpenRequest, largest_vector_bytes: int) -> Config:
@@ -102,10 +109,17 @@ def _config_of(request: OpenRequest) -> Config:
         plan_digest=request.plan_digest,
         checkpoint_digest=request.checkpoint_digest,
         expires_milliseconds=request.expires_unix_milliseconds,
+        report_goal=request.report_goal,
+        joining_ends_milliseconds=request.joining_ends_unix_milliseconds,
+        phase_milliseconds=request.phase_milliseconds,
     )
 
 
 def _check_round(request: OpenRequest) -> None:
+    if (request.secure_sum.protocol == task_pb2.SUM_PROTOCOL_SECAGG_PLUS) != (request.report_goal > 0):
+        raise ValueError("a masked sum, and no other, needs the reports that are wanted")
+    if request.report_goal and (request.joining_ends_unix_milliseconds < 1 or request.phase_milliseconds < 1):
+        raise ValueError("a masked sum needs the end of joining, and how long a phase may take")
     if request.cohort_size < 1 or request.round.round < 1 or request.round.attempt < 1:
         raise ValueError("cohort size, round and attempt count from 1")
     for name, digest in (("plan", request.plan_digest), ("checkpoint", request.checkpoint_digest)):

@@ -2,21 +2,42 @@
 
 Rules: vectors of the contract (`fedrecon.wire.fixed_point`) are added modulo their rings whatever the protocol, since
 masks cancel under that same addition; so a running sum can be kept and restored without knowing the protocol. What a
-protocol decides is which phases a group goes through, what may be looked at before a vector is added, and how the
-running sum becomes the sum that is dequantised. Everything here is pure: no I/O, no clock, no randomness that is not
-passed in.
+protocol decides is which phases a group goes through, who may send what in them, what may be looked at before a vector
+is added, and how the running sum becomes the sum that is dequantised. Everything here is pure: no I/O, no clock, no
+randomness that is not passed in.
+
+A protocol keeps in memory what members have sent and no event holds yet: they send it again after a crash. What the
+moment calls for it returns as a value (`Due`), and whoever runs the group makes it durable before anybody is told.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from fedrecon.aggregator.group_events import Phase
+from google.protobuf.message import Message
+
+from fedrecon.aggregator.group_events import Aborted, Closed, Phase, RosterFrozen, SharesFixed, UploadsEnded
+from fedrecon.aggregator.groups import Group
 from fedrecon.wire.fixed_point import TAIL_ONE, TAIL_WEIGHT, Vector
 
 
-class WrongPhaseError(Exception):
-    """The protocol has no such message, or not now."""
+class MessageRefusedError(Exception):
+    """A member's message that cannot be taken.
+
+    Attributes:
+        kind: `late`: the group is past it, or not there yet; `invalid`: it is not what the phase asks for; `differs`:
+            the member has sent another one.
+        reason: a stable word.
+        advice: what to do.
+    """
+
+    def __init__(self, kind: Literal["late", "invalid", "differs"], reason: str, message: str, advice: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.reason = reason
+        self.advice = advice
 
 
 class InvalidReportError(ValueError):
@@ -35,6 +56,34 @@ class DamagedSumError(Exception):
     """A sum contradicts the journal: a report is missing from it, or in it twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Seal a content on disk, and then record an event that names it.
+
+    Attributes:
+        content: what is sealed.
+        event: makes the event of the file's digest.
+    """
+
+    content: bytes
+    event: Callable[[bytes], RosterFrozen | SharesFixed]
+
+
+@dataclass(frozen=True, slots=True)
+class Unmask:
+    """Take the masks off the sum, and close the group.
+
+    Attributes:
+        work: makes the sum of the running sum; it may take seconds. Raises `DamagedSumError`.
+    """
+
+    work: Callable[[Vector], Vector]
+
+
+Due = Keep | Unmask | UploadsEnded | Closed | Aborted
+"""What a moment calls for."""
+
+
 class SecureSum(Protocol):
     """One protocol, for one group."""
 
@@ -42,19 +91,53 @@ class SecureSum(Protocol):
         """Returns the phase that members find the group in."""
         ...
 
-    def receive(self, phase: Phase, session: bytes, message: bytes) -> bytes:
-        """Takes a member's message of a phase other than the upload.
+    def restore(self, roster: bytes, shares: bytes) -> None:
+        """Takes a group up again that the journal knows.
 
         Args:
-            phase: JOINING, SHARING or UNMASKING.
-            session: the member.
-            message: the serialised request.
+            roster: content of the roster's file; empty if there is none.
+            shares: content of the shares' file; empty if there is none.
+        """
+        ...
 
-        Returns:
-            The serialised response.
+    def can_join(self, group: Group, session: bytes) -> bool:
+        """Whether a session may enter the group now, or is in it."""
+        ...
+
+    def can_report(self, group: Group, session: bytes) -> bool:
+        """Whether a session's vector may be added now."""
+        ...
+
+    def receive(self, group: Group, session: bytes, message: Message, now: int) -> None:
+        """Takes a member's message of a phase other than the upload; the same message again changes nothing.
+
+        Args:
+            group: its state.
+            session: the member.
+            message: a request of the contract.
+            now: Unix milliseconds.
 
         Raises:
-            WrongPhaseError: the protocol has no such message, or not now.
+            MessageRefusedError: it cannot be taken.
+        """
+        ...
+
+    def answer(self, group: Group, session: bytes, message: Message) -> Message | None:
+        """Returns the answer to a message that was received; None if the group must move first.
+
+        Raises:
+            MessageRefusedError: the group went on without this member.
+        """
+        ...
+
+    def due(self, group: Group, now: int, since: int, *, closing: bool) -> Due | None:
+        """Returns what the moment calls for.
+
+        Args:
+            group: its state.
+            now: Unix milliseconds.
+            since: when its phase could first be worked on: its beginning, or the start of this process.
+            closing: whether the coordinator wants no more reports.
         """
         ...
 
@@ -63,19 +146,6 @@ class SecureSum(Protocol):
 
         Raises:
             InvalidReportError: it must not be added.
-        """
-        ...
-
-    def close(self, total: Vector, reports: int) -> Vector:
-        """Returns the integers of the sum, without masks.
-
-        Args:
-            total: the vectors of all acknowledged reports, added modulo the rings.
-            reports: how many the journal says they are.
-
-        Raises:
-            DamagedSumError: the sum of the ones is another number, or the weights cannot be theirs.
-            WrongPhaseError: messages that unmask the sum are missing.
         """
         ...
 

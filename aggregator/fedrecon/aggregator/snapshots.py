@@ -20,6 +20,7 @@ from fedrecon.wire.digests import DigestMismatchError, verify_digest
 from fedrecon.wire.fixed_point import FixedPoint, Vector, read_vector
 
 _DOMAIN = b"fedrecon running sum 1"
+_CONTENT_DOMAIN = b"fedrecon group content 1"
 _HOLDER_BYTES = 8
 
 
@@ -57,6 +58,21 @@ class Snapshots:
             StorageFull: the disk is full; nothing was kept.
         """
         return self._sealed.put(total.to_bytes(), _DOMAIN + group)
+
+    def put_content(self, group: bytes, content: bytes) -> bytes:
+        """Keeps what else a group needs, its roster or its shares, as `put` does."""
+        return self._sealed.put(content, _CONTENT_DOMAIN + group)
+
+    def read_content(self, group: bytes, digest: bytes) -> bytes:
+        """Returns what `put_content` kept.
+
+        Raises:
+            SnapshotLostError: it is missing, damaged, or sealed with another key.
+        """
+        try:
+            return self._sealed.read(digest, _CONTENT_DOMAIN + group)
+        except (BlobMissing, CorruptBlob, SealBroken) as error:
+            raise SnapshotLostError(str(error)) from error
 
     def read(self, group: bytes, digest: bytes, sum_digest: bytes, fixed_point: FixedPoint) -> Vector:
         """Returns a group's sum.

@@ -8,6 +8,8 @@ Rules:
 - If the journal does not answer, the event is appended again until its fate is known; the stream's versions tell
   whether it was applied. Nothing is added twice, and nothing is acknowledged before.
 - A batch whose file cannot be written is refused whole; the sum stays what it was.
+- A masked group moves when its protocol says that the moment has come (`advance`): the event is durable before anybody
+  is told, so no member is asked for more than one of two secrets, whatever crashes in between.
 - A stream that somebody else has written to belongs to them: this group is given up here, without a word in the
   journal.
 """
@@ -22,14 +24,26 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
-from fedrecon.aggregator import group_events, groups
+from fedrecon.aggregator import groups
 from fedrecon.aggregator.batches import Batch
-from fedrecon.aggregator.group_events import Aborted, Accepted, Closed, Event, Opened, Report
+from fedrecon.aggregator.group_events import (
+    Aborted,
+    Accepted,
+    Closed,
+    Event,
+    Opened,
+    Phase,
+    Report,
+    RosterFrozen,
+    SharesFixed,
+    UploadsEnded,
+)
 from fedrecon.aggregator.groups import Group
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.refusals import round_closed, round_interrupted, storage_failed, storage_full, taken_over
-from fedrecon.aggregator.secure_sum import SecureSum
+from fedrecon.aggregator.secure_sum import DamagedSumError, Due, Keep, SecureSum, Unmask, check_sum
 from fedrecon.aggregator.snapshots import SnapshotLostError, Snapshots
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.clock import Clock
@@ -40,7 +54,7 @@ from fedrecon.ops.logs import logger_of
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint, Vector
 
-CODEC: Codec[Event] = Codec(Opened, Accepted, Closed, Aborted)
+CODEC: Codec[Event] = Codec(Opened, RosterFrozen, SharesFixed, Accepted, UploadsEnded, Closed, Aborted)
 """Events of the streams `group/ROUND.ATTEMPT/INDEX`."""
 
 _INLINE_BYTES = 4 << 20
@@ -110,7 +124,10 @@ class Summing:
         self._filling = self._empty_batch()
         self._writing: Batch | None = None
         self._ending = group.ended
+        self._closing = False
         self._discarding = False
+        self._taken_up_milliseconds = storage.clock.now_milliseconds()
+        self._moved = asyncio.Event()
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -119,13 +136,50 @@ class Summing:
         """Whether a new report may be added."""
         return not self._ending and not self.lost
 
+    def can_join(self, session: bytes) -> bool:
+        """Whether a session may enter the group."""
+        return self.takes_reports and self._has_room and self.protocol.can_join(self.group, session)
+
+    def can_report(self, session: bytes) -> bool:
+        """Whether a session's report may be added."""
+        return self.takes_reports and self._has_room and self.protocol.can_report(self.group, session)
+
     @property
-    def has_room(self) -> bool:
-        """Whether one more report may be added."""
+    def _has_room(self) -> bool:
         waiting = len(self._filling.reports)
         if self._writing is not None and not self._writing.journalled:
             waiting += len(self._writing.reports)
-        return self.takes_reports and len(self.group.reports) + waiting < self.group.config.maximum_reports
+        return len(self.group.reports) + waiting < self.group.config.maximum_reports
+
+    async def exchange(self, session: bytes, message: Message, patience_seconds: float) -> Message | None:
+        """Takes a member's message, and returns the answer once the group has come so far.
+
+        Args:
+            session: the member.
+            message: a request of a phase other than the upload.
+            patience_seconds: how long to wait at most.
+
+        Returns:
+            The answer; None if the group has not come so far yet: the member asks again.
+
+        Raises:
+            MessageRefusedError: it cannot be taken, or the group went on without the member.
+        """
+        self.protocol.receive(self.group, session, message, self._storage.clock.now_milliseconds())
+        self._changed()
+        self.advance()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_seconds):
+                while (answer := self.protocol.answer(self.group, session, message)) is None and not self.lost:
+                    await self._moved.wait()
+        if self.lost:
+            raise taken_over()
+        return answer
+
+    def advance(self) -> None:
+        """Does what the moment calls for, beside whoever calls this."""
+        if not self.lost and not self.group.ended and not self._turn.locked() and self._due() is not None:
+            self._start(self._advance())
 
     def digest_of(self, session: bytes) -> bytes | None:
         """Returns the digest of a session's report, acknowledged or on its way; None if there is none."""
@@ -173,16 +227,16 @@ class Summing:
             self._start(self._write_batches())
 
     async def end(self, *, discard: bool) -> None:
-        """Closes the group, or gives it up. The same call again changes nothing.
+        """Closes the group as far as its protocol can now, or gives it up. The same call again changes nothing.
 
         Reports that arrived before are written first; with `discard` they are refused.
 
         Raises:
             Refusal: the disk is full, or the group is somebody else's now.
         """
-        self._ending = True
+        self._ending = self._closing = True
         self._discarding = self._discarding or discard
-        await asyncio.shield(self._start(self._end(discard=discard)))
+        await asyncio.shield(self._start(self._discard() if discard else self._advance()))
 
     async def expire(self) -> None:
         """Gives the group up if nobody has closed it in time."""
@@ -201,13 +255,14 @@ class Summing:
         """
         self._ending = True
         async with self._turn:
-            if self.group.phase is not group_events.Phase.ABORTED:
+            if self.group.phase is not Phase.ABORTED:
                 await self._abort(Aborted(reason, len(self.group.reports), self._storage.clock.now_milliseconds()))
 
     async def read_sum(self) -> Vector:
         """Returns the integers of a closed group, without masks.
 
         Raises:
+            DamagedSumError: they are not those of its reports.
             Refusal: the sum was lost or contradicts the journal; the group was given up.
         """
         try:
@@ -227,13 +282,14 @@ class Summing:
                 f"The sum of group {self.group.group.hex()} cannot be read: {error}.",
                 "Its reports are void: the round goes on without them, or is tried again.",
             ) from error
-        return self.protocol.close(total, len(self.group.reports))
+        check_sum(total, len(self.group.reports), self.fixed_point.maximum_weight)
+        return total
 
     def lose(self) -> None:
         """Gives the group up here without a word in the journal: it is somebody else's, or forgotten there."""
         self.lost = self._ending = True
         self._refuse_filling(taken_over())
-        self._changed()
+        self._tell()
 
     async def stop(self) -> None:
         """Cancels what is under way, for the end of the process: what was not acknowledged may be lost."""
@@ -256,20 +312,64 @@ class Summing:
         async with self._turn:
             while self._filling.reports and not self._discarding:
                 await self._write_batch()
+        self.advance()
 
-    async def _end(self, *, discard: bool) -> None:
+    async def _discard(self) -> None:
         async with self._turn:
-            if discard:
-                self._refuse_filling(round_closed())
-            while self._filling.reports:
-                await self._write_batch()
-            event = groups.end(self.group, self._storage.clock.now_milliseconds(), discard=discard)
-            match event:
-                case Aborted():
-                    await self._abort(event)
-                case Closed():
-                    await self._persist(event)
+            self._refuse_filling(round_closed())
+            event = groups.end(self.group, self._storage.clock.now_milliseconds(), discard=True)
+            if isinstance(event, Aborted):
+                await self._abort(event)
+
+    async def _advance(self) -> None:
+        """Does what the moment calls for, until it calls for nothing more."""
+        async with self._turn:
+            while not self.lost and self._due() is not None:
+                if self.group.phase is Phase.UPLOADING:  # its end is judged by all that arrived before
+                    self._ending = True
+                    while self._filling.reports:
+                        await self._write_batch()
+                match self._due():
+                    case None:
+                        self._ending = self._closing  # a batch was lost: others may still report
+                    case Keep() as keep if not await self._keep(keep):
+                        return  # tried again by whoever comes next
+                    case Unmask() as unmask:
+                        await self._unmask(unmask)
+                    case Aborted() as event:
+                        await self._abort(event)
+                    case UploadsEnded() | Closed() as event:
+                        await self._persist(event)
+                if self.group.ended:
                     self._total = None  # it lies on disk until the round is merged
+
+    async def _keep(self, keep: Keep) -> bool:
+        """Keeps a roster or shares; returns whether the disk took them."""
+        try:
+            digest = await asyncio.to_thread(self._storage.snapshots.put_content, self.group.group, keep.content)
+        except OSError as error:
+            _log.error("group cannot go on: the disk does not take what it needs", stream=self.stream, why=str(error))
+            return False
+        await self._persist(keep.event(digest))
+        return True
+
+    def _due(self) -> Due | None:
+        now = self._storage.clock.now_milliseconds()
+        since = max(self.group.phase_since_milliseconds, self._taken_up_milliseconds)
+        return self.protocol.due(self.group, now, since, closing=self._closing)
+
+    async def _unmask(self, unmask: Unmask) -> None:
+        assert self._total is not None  # noqa: S101 - reports are unmasked
+        reports = len(self.group.reports)
+        try:
+            total = await asyncio.to_thread(unmask.work, self._total)
+            check_sum(total, reports, self.fixed_point.maximum_weight)
+        except DamagedSumError as error:
+            _log.error("masked sum cannot be opened", stream=self.stream, why=str(error))
+            await self._abort(Aborted("CANNOT_UNMASK", reports, self._storage.clock.now_milliseconds()))
+            return
+        _, snapshot, sum_digest = await asyncio.to_thread(self._seal, None, total)
+        await self._persist(Closed(reports, sum_digest, self._storage.clock.now_milliseconds(), snapshot))
 
     async def _abort(self, event: Aborted) -> None:
         self._refuse_filling(round_closed())
@@ -321,17 +421,20 @@ class Summing:
     async def _persist(self, event: Event) -> None:
         """Journals an event, then acts on it."""
         after, effects = groups.step(self.group, event)
-        previous = self.group.snapshot
         await self._append(CODEC.encode(event))
         self.group, self.version = after, self.version + 1
         if self._writing is not None:
             self._writing.journalled = True
         for effect in effects:
-            match effect:
-                case groups.KeepOnlySnapshot(snapshot=kept) if previous and previous != kept:
-                    await self._delete(previous)
-                case groups.RemoveSnapshots() if previous:
-                    await self._delete(previous)
+            if isinstance(effect, groups.RemoveFiles):
+                for digest in effect.digests:
+                    await self._delete(digest)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wakes whoever waits for the group."""
+        self._moved.set()
+        self._moved = asyncio.Event()
         self._changed()
 
     async def _append(self, encoded: bytes) -> None:

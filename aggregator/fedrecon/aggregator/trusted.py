@@ -7,12 +7,14 @@ UPLOADING at once, and all checks that a device makes on its own report are made
 
 from __future__ import annotations
 
-from typing import Never
-
 import numpy as np
+from google.protobuf.message import Message
 
-from fedrecon.aggregator.group_events import Phase
-from fedrecon.aggregator.secure_sum import InvalidReportError, WrongPhaseError, check_sum
+from fedrecon.aggregator import groups
+from fedrecon.aggregator.group_events import Aborted, Closed, Phase
+from fedrecon.aggregator.groups import Group
+from fedrecon.aggregator.secure_sum import InvalidReportError, MessageRefusedError
+from fedrecon.v1.aggregator_pb2 import GroupPhase, JoinRequest, JoinResponse
 from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_ONE, TAIL_WEIGHT, FixedPoint, Vector
 
 
@@ -30,14 +32,47 @@ class TrustedSum:
         """Returns UPLOADING: there is nothing to agree on before."""
         return Phase.UPLOADING
 
-    def receive(self, phase: Phase, session: bytes, message: bytes) -> Never:
-        """Refuses: members send nothing but vectors.
+    def restore(self, roster: bytes, shares: bytes) -> None:
+        """Does nothing: all that there is stands in the journal."""
+
+    def can_join(self, group: Group, session: bytes) -> bool:
+        """Returns whether the group takes reports: joining says no more."""
+        del session
+        return group.phase is Phase.UPLOADING
+
+    def can_report(self, group: Group, session: bytes) -> bool:
+        """Returns whether the group takes reports."""
+        del session
+        return group.phase is Phase.UPLOADING
+
+    def receive(self, group: Group, session: bytes, message: Message, now: int) -> None:
+        """Takes nothing but a device that enters without keys.
 
         Raises:
-            WrongPhaseError: always.
+            MessageRefusedError: it brings keys, or the message belongs to a masked protocol.
         """
+        del group, session, now
+        if not isinstance(message, JoinRequest):
+            raise MessageRefusedError(
+                "late", "WRONG_PHASE", "under `trusted` a device joins, then uploads", "Follow the phase of the answer."
+            )
+        if message.share_key or message.mask_key or message.key_signature:
+            raise MessageRefusedError(
+                "late",
+                "NOT_MASKED",
+                "The device brings keys for masks, but reports of this round are summed in the clear",
+                "Refuse the assignment: it is weaker than what the app insists on.",
+            )
+
+    def answer(self, group: Group, session: bytes, message: Message) -> Message:
+        """Returns where the device uploads to."""
         del session, message
-        raise WrongPhaseError(f"under `trusted` there is no phase {phase.name}: join, then upload")
+        return JoinResponse(group=group.group, phase=GroupPhase.ValueType(group.phase))
+
+    def due(self, group: Group, now: int, since: int, *, closing: bool) -> Closed | Aborted | None:
+        """Returns the group's end once the coordinator asks for it."""
+        del since
+        return groups.end(group, now, discard=False) if closing else None
 
     def check(self, report: Vector) -> None:
         """Raises unless the report is one that `fedrecon.wire.fixed_point.quantise` can give.
@@ -60,15 +95,6 @@ class TrustedSum:
             raise InvalidReportError(
                 "norm", f"element {position} of the report is {int(signed[position])}; the bound is {limit}"
             )
-
-    def close(self, total: Vector, reports: int) -> Vector:
-        """Returns the sum as it is, once ones and weights agree with the journal.
-
-        Raises:
-            DamagedSumError: they do not.
-        """
-        check_sum(total, reports, self._fixed_point.maximum_weight)
-        return total
 
     def _check_metrics(self, report: Vector, weight: int) -> None:
         # Below the clip the weight is the number of examples; at the clip there may be any number of them, and only

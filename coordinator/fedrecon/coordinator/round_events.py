@@ -21,6 +21,7 @@ class EndedBecause(StrEnum):
     GOAL_MET = "goal met"
     ALL_FINISHED = "all finished"
     WINDOW_ENDED = "window ended"
+    GROUPS_CLOSED = "groups closed"
 
 
 class Kind(StrEnum):

@@ -140,9 +140,12 @@ class Seen:
         window_ends: When the selection window ends.
         reports: Reports acknowledged, as the aggregator counts; None while it cannot be asked.
         voided: Reports made void, likewise.
+        groups_ended: Whether all groups have ended before anybody closed them: a masked sum does when all its members
+            have reported, or are lost.
     """
 
     waiting: int = 0
     window_ends: int = 0
     reports: int | None = None
     voided: int = 0
+    groups_ended: bool = False

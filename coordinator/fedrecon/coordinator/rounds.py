@@ -222,6 +222,8 @@ def _reporting_due(attempt: Round, seen: Seen, now: int) -> ReportingEnded | Aba
         return ReportingEnded(EndedBecause.GOAL_MET, seen.reports)
     if len(attempt.finishes) == len(attempt.slots) and seen.reports + seen.voided >= attempt.uploaded:
         because, told = EndedBecause.ALL_FINISHED, "all sessions have ended"
+    elif seen.groups_ended:
+        because, told = EndedBecause.GROUPS_CLOSED, "all groups have ended"
     elif now >= attempt.reporting_ends:
         because, told = EndedBecause.WINDOW_ENDED, "the reporting window has ended"
     else:

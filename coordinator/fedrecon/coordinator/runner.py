@@ -32,7 +32,14 @@ from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot, Terms
 from fedrecon.coordinator.round_state import Round, Seen
 from fedrecon.coordinator.specs import kind_of, terms_of
-from fedrecon.coordinator.sums import SumsAway, SumsRefused, committed_of, merge_request, open_request
+from fedrecon.coordinator.sums import (
+    SumsAway,
+    SumsRefused,
+    committed_of,
+    group_milliseconds,
+    merge_request,
+    open_request,
+)
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State
 from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
@@ -299,10 +306,10 @@ class Runner:
             self._begin_window(self.book.now())
             return
         terms = attempt.terms
-        needed = terms.reporting_milliseconds + 2 * terms.aggregating_milliseconds
+        lifetime = group_milliseconds(terms)
         if self._groups_expire_at == 0:  # the same for every try, so that the call stays the same
-            self._groups_expire_at = now + 2 * needed
-        if now + needed > self._groups_expire_at:
+            self._groups_expire_at = now + lifetime
+        if now + lifetime // 2 > self._groups_expire_at:
             await self._abandon(attempt, "its groups would expire before they are merged", now)
             return
         request = self._open_request(attempt, self._groups_expire_at)
@@ -398,8 +405,9 @@ class Runner:
                 self._woken.set()
         except SumsRefused as refused:
             await self._abandon(attempt, f"the aggregator gave the round up: {refused}", self.book.now())
-        else:  # before anybody closed them
-            await self._abandon(attempt, "the aggregator gave all groups up", self.book.now())
+        else:  # before anybody closed them: there is no more to wait for
+            self._seen = replace(self._seen, groups_ended=True)
+            self._woken.set()
 
     async def _close(self, attempt: Round) -> None:
         try:

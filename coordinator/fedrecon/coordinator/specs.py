@@ -32,6 +32,11 @@ RESERVED_NAMES = frozenset({"registry"})
 """Names of the journal that are no tasks."""
 
 LARGEST_COHORT = 100_000
+SMALLEST_GROUP = 3
+"""Of two, each could take its own report away."""
+
+_SMALL_RING_BITS = 16
+_SMALL_RING_REPORTS = 200
 LONGEST_MILLISECONDS = 7 * 24 * 60 * 60 * 1000
 _LARGEST_OVER_SELECTION = 100.0
 _LONGEST_POPULATION = 200
@@ -316,6 +321,18 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
     for field in ("maximum_weight", "maximum_reports"):
         if getattr(secure_sum, field) < 1:
             yield f"secure_sum.{field}: at least 1 is needed"
+    if secure_sum.neighbours or secure_sum.threshold:
+        yield "secure_sum.neighbours and threshold: leave them out, they follow from the number of members"
+    if secure_sum.ring_bits == _SMALL_RING_BITS and secure_sum.maximum_reports > _SMALL_RING_REPORTS:
+        yield (
+            f"secure_sum.ring_bits {_SMALL_RING_BITS}: a sum of {secure_sum.maximum_reports} reports leaves each of "
+            f"them too few steps; use 32, or maximum_reports of at most {_SMALL_RING_REPORTS}"
+        )
+    if secure_sum.protocol == task_pb2.SUM_PROTOCOL_SECAGG_PLUS and secure_sum.minimum_group < SMALLEST_GROUP:
+        yield (
+            f"secure_sum.minimum_group {secure_sum.minimum_group}: a sum of fewer than {SMALLEST_GROUP} hides nobody, "
+            "and apps ask for 20 unless they say otherwise"
+        )
     if secure_sum.minimum_group > secure_sum.maximum_reports:
         yield (
             f"secure_sum.minimum_group {secure_sum.minimum_group}: no group could be opened, as one holds at most "
@@ -329,8 +346,6 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
 
 
 def _unsupported(spec: TaskSpec) -> Iterator[str]:
-    if spec.secure_sum.protocol == task_pb2.SUM_PROTOCOL_SECAGG_PLUS:
-        yield "secure_sum.protocol SECAGG_PLUS: this version runs TRUSTED only"
     if spec.HasField("privacy"):
         yield "privacy: this version adds no noise and claims no guarantee; leave it out"
 

@@ -128,6 +128,7 @@ _BECAUSE = {
     EndedBecause.GOAL_MET: "the report goal was met",
     EndedBecause.ALL_FINISHED: "all sessions had ended",
     EndedBecause.WINDOW_ENDED: "the reporting window ended",
+    EndedBecause.GROUPS_CLOSED: "all members of its groups had reported, or were lost",
 }
 
 _TOLD = {

@@ -17,12 +17,12 @@ import grpc
 import grpc.aio
 
 from fedrecon.coordinator.assignments import key_of, session_kind_of
-from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed, Kind
+from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed, Kind, Terms
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.specs import Prepared
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.logs import logger_of
-from fedrecon.v1 import aggregator_pb2
+from fedrecon.v1 import aggregator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
     GroupProgress,
@@ -45,6 +45,9 @@ OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 60.0
 WATCH_SECONDS = 300.0
 MERGE_SECONDS = 600.0
+_PHASE_SHARE = 0.15
+"""Of the reporting window, for each phase after joining: calls and an upload, no training."""
+_LATER_PHASES = 3
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
 _ENDED_PHASES = frozenset({aggregator_pb2.GROUP_PHASE_CLOSED, aggregator_pb2.GROUP_PHASE_ABORTED})
@@ -88,6 +91,8 @@ class Progress:
 def open_request(attempt: Round, spec: TaskSpec, prepared: Prepared, groups_expire_at: int) -> OpenRequest:
     """Returns the call that opens an attempt's groups: the same for the same arguments."""
     trains = attempt.kind is Kind.TRAIN
+    is_masked = spec.secure_sum.protocol == task_pb2.SUM_PROTOCOL_SECAGG_PLUS
+    joining_ends, phase_milliseconds = masked_windows(attempt.terms, groups_expire_at)
     return OpenRequest(
         round=key_of(attempt),
         kind=session_kind_of(attempt.kind),
@@ -99,7 +104,25 @@ def open_request(attempt: Round, spec: TaskSpec, prepared: Prepared, groups_expi
         plan_digest=spec.plan.digest,
         checkpoint_digest=attempt.opened.checkpoint.digest,
         expires_unix_milliseconds=groups_expire_at,
+        report_goal=attempt.terms.report_goal if is_masked else 0,
+        joining_ends_unix_milliseconds=joining_ends if is_masked else 0,
+        phase_milliseconds=phase_milliseconds if is_masked else 0,
     )
+
+
+def group_milliseconds(terms: Terms) -> int:
+    """Returns how long the groups of an attempt must live: until they are merged, and as long again."""
+    return 2 * (terms.reporting_milliseconds + 2 * terms.aggregating_milliseconds)
+
+
+def masked_windows(terms: Terms, groups_expire_at: int) -> tuple[int, int]:
+    """Returns when masked groups stop waiting for members, Unix milliseconds, and how long a later phase may take.
+
+    All phases end within the reporting window: devices wait no longer.
+    """
+    opened_at = groups_expire_at - group_milliseconds(terms)
+    phase = max(1, round(terms.reporting_milliseconds * _PHASE_SHARE))
+    return opened_at + terms.reporting_milliseconds - _LATER_PHASES * phase, phase
 
 
 def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...]) -> MergeRequest:

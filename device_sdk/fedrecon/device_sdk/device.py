@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.blob_cache import BlobCache
@@ -97,7 +98,7 @@ class Device:
         self._entropy = entropy
         self._patience = patience or Patience()
         self._memory = Memory(home)
-        self._key: bytes | None = None
+        self._key: Ed25519PrivateKey | None = None
         self._recommender: Recommender | None = None
         self._receipt = Receipt()
 
@@ -172,12 +173,13 @@ class Device:
 
     def _circumstances(self) -> Circumstances:
         if self._key is None:
-            self._key = public_bytes(device_key(self._home / KEY_FILE if self._home is not None else None))
+            self._key = device_key(self._home / KEY_FILE if self._home is not None else None)
         return Circumstances(
             coordinator=self._server,
             population=self._population,
             floors=self._floors,
-            device_key=self._key,
+            device_key=public_bytes(self._key),
+            sign=self._key.sign,
             examples=self._examples,
             minimum_examples=self._memory.minimum_examples,
             cache=self._cache,

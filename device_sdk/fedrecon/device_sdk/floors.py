@@ -17,7 +17,7 @@ from fedrecon.wire import manifests
 
 KEY_BYTES = 32
 SESSION_BYTES = 16
-RUNNABLE_PROTOCOLS = (task_pb2.SUM_PROTOCOL_TRUSTED,)
+RUNNABLE_PROTOCOLS = (task_pb2.SUM_PROTOCOL_TRUSTED, task_pb2.SUM_PROTOCOL_SECAGG_PLUS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ from fedrecon.device_sdk.errors import TooFewExamplesError, UnusablePlanError
 from fedrecon.device_sdk.graphs import Memo
 from fedrecon.device_sdk.plans import Arrays, Plan, load_plan, read_checkpoint, rows_in_force
 from fedrecon.device_sdk.requests import Compute
-from fedrecon.device_sdk.runtime import Seeds, report_vector, train
+from fedrecon.device_sdk.runtime import Seeds, agreement, report_vector, train
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.coordinator_pb2 import Assignment
 from fedrecon.v1.plan_pb2 import Layout, Manifest
 from fedrecon.wire import manifests
+from fedrecon.wire.fixed_point import FixedPoint
 from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
 
 _vocabularies: Memo[Items] = Memo(16)
@@ -41,6 +42,7 @@ class Report:
     """What is about to leave the device."""
 
     vector: bytes
+    fixed_point: FixedPoint
     examples: int
     unknown_keys: tuple[str, ...]
 
@@ -114,5 +116,6 @@ def make_report(assignment: Assignment, material: Material, columns: Arrays, see
         )
     result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
     layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
-    vector = report_vector(result, manifest, layout, assignment.secure_sum, seeds.rounding)
-    return Report(vector.to_bytes(), result.examples, mapped.unknown_keys)
+    fixed_point = agreement(result, manifest, layout, assignment.secure_sum)
+    vector = report_vector(result, layout, fixed_point, seeds.rounding)
+    return Report(vector.to_bytes(), fixed_point, result.examples, mapped.unknown_keys)

@@ -17,6 +17,8 @@ REVEALS = {
     "CheckIn": "this device's public key, its population and SDK version, what the app insists on; no example",
     "Fetch": "that this device runs this plan with this checkpoint: the same for every device of the round",
     "Join": "that this session has a report ready",
+    "Share": "nothing by itself: parts of two one-time secrets, sealed so that only other devices can open them",
+    "Unmask": "nothing by itself: for each neighbour in the group, what lets the sum of the group be read",
     "UploadStatus": "that this session is about to upload, or goes on with it",
     "FinishSession": "how the session ended and which steps it went through",
     "GetRecommender": "that this device wants the live recommender: the same for every device",

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from fedrecon.v1.aggregator_pb2 import JoinResponse, UploadResponse, UploadStatusResponse
+from fedrecon.v1.aggregator_pb2 import JoinResponse, ShareResponse, UnmaskResponse, UploadResponse, UploadStatusResponse
 from fedrecon.v1.blobs_pb2 import FetchResponse
 from fedrecon.v1.common_pb2 import Chunk
 from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse
@@ -42,6 +42,8 @@ class Method(Generic[Answer]):
 CHECK_IN = Method("/fedrecon.v1.Coordinator/CheckIn", CheckInResponse)
 FINISH_SESSION = Method("/fedrecon.v1.Coordinator/FinishSession", FinishSessionResponse)
 JOIN = Method("/fedrecon.v1.Aggregator/Join", JoinResponse)
+SHARE = Method("/fedrecon.v1.Aggregator/Share", ShareResponse)
+UNMASK = Method("/fedrecon.v1.Aggregator/Unmask", UnmaskResponse)
 UPLOAD_STATUS = Method("/fedrecon.v1.Aggregator/UploadStatus", UploadStatusResponse)
 UPLOAD = Method("/fedrecon.v1.Aggregator/Upload", UploadResponse)
 FETCH = Method("/fedrecon.v1.Blobs/Fetch", FetchResponse)

@@ -21,7 +21,7 @@ from fedrecon.v1 import coordinator_pb2, plan_pb2
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
 from fedrecon.v1.task_pb2 import LocalWork, SecureSum
 from fedrecon.wire import manifests, schedules
-from fedrecon.wire.fixed_point import Vector, quantise
+from fedrecon.wire.fixed_point import FixedPoint, Vector, quantise
 from fedrecon.wire.schedules import Positions
 
 
@@ -206,17 +206,14 @@ def _updates(
     return updates
 
 
-def report_vector(
-    result: TrainingResult, manifest: Manifest, layout: Layout, secure_sum: SecureSum, rounding_seed: bytes
-) -> Vector:
-    """Returns the integers that a device reports: all of a session that may leave it.
+def agreement(result: TrainingResult, manifest: Manifest, layout: Layout, secure_sum: SecureSum) -> FixedPoint:
+    """Returns how the reports of a round become integers.
 
     Args:
         result: what the session computed.
         manifest: the plan's manifest.
         layout: the assignment's layout; without segments for an evaluation.
         secure_sum: ring, weight clip and largest sum of the round.
-        rounding_seed: 32 bytes of the device's own source.
 
     Raises:
         UnusablePlanError: layout and plan do not fit each other.
@@ -224,12 +221,23 @@ def report_vector(
     try:
         elements = manifests.segment_elements(layout, manifest, result.rows)
         bounds = [metric.bound for metric in manifest.metrics]
-        fixed_point = manifests.fixed_point_of(layout, elements, bounds, secure_sum)
+        return manifests.fixed_point_of(layout, elements, bounds, secure_sum)
     except (KeyError, ValueError) as error:
         raise UnusablePlanError(f"the report cannot be laid out: {error}", "tell the operator of the task") from error
+
+
+def report_vector(result: TrainingResult, layout: Layout, fixed_point: FixedPoint, rounding_seed: bytes) -> Vector:
+    """Returns the integers that a device reports: all of a session that may leave it.
+
+    Args:
+        result: what the session computed.
+        layout: the assignment's layout; without segments for an evaluation.
+        fixed_point: the round's `agreement`.
+        rounding_seed: 32 bytes of the device's own source.
+    """
     dense = []
-    for segment, count in zip(layout.segments, elements, strict=True):
-        values = np.zeros(count, dtype=np.float32)
+    for segment, agreed in zip(layout.segments, fixed_point.segments, strict=True):
+        values = np.zeros(agreed.elements, dtype=np.float32)
         update = result.updates.get(segment.parameter)
         if update is not None and update.rows is not None:
             values.reshape(-1, segment.width)[update.rows] = update.values.reshape(len(update.rows), segment.width)

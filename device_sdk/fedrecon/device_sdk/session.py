@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
+from fedrecon.device_sdk.delivery import Session, deliver, deliver_masked
 from fedrecon.device_sdk.errors import (
     CallFailedError,
     FedreconError,
@@ -25,13 +26,13 @@ from fedrecon.device_sdk.errors import (
 )
 from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.floors import Floors, verify_assignment
-from fedrecon.device_sdk.material import Material, Report, fetch_material, make_report
+from fedrecon.device_sdk.masking import Masking
+from fedrecon.device_sdk.material import Report, fetch_material, make_report
+from fedrecon.device_sdk.neighbourhood import MaskTerms
 from fedrecon.device_sdk.participation import Fate, Outcome, Participation
-from fedrecon.device_sdk.receipts import reveals_of_upload
-from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, JOIN, UPLOAD_STATUS, Compute, Sleep
+from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, Compute, Sleep
 from fedrecon.device_sdk.runtime import Seeds
-from fedrecon.v1 import aggregator_pb2, coordinator_pb2
-from fedrecon.v1.aggregator_pb2 import JoinRequest, SessionProof, UploadHeader, UploadStatusRequest
+from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.common_pb2 import Credentials, RetryWindow, RetryWindows
 from fedrecon.v1.coordinator_pb2 import (
     Assignment,
@@ -42,7 +43,6 @@ from fedrecon.v1.coordinator_pb2 import (
     SessionOutcome,
 )
 from fedrecon.wire import manifests
-from fedrecon.wire.digests import digest_of
 from fedrecon.wire.keystream import SEED_BYTES
 
 SDK_VERSION = "0.1.0"
@@ -51,14 +51,6 @@ LONGEST_TICKET_SECONDS = 3600.0  # whoever asks earlier than the ticket says kee
 
 # Refusals that mean: the round or the group went on without this report.
 LATE_REASONS = frozenset({"GROUP_FULL", "ROUND_CLOSED", "TOKEN_EXPIRED", "UNKNOWN_GROUP", "UNKNOWN_ROUND"})
-ENDED_PHASES = frozenset(
-    {
-        aggregator_pb2.GROUP_PHASE_UNMASKING,
-        aggregator_pb2.GROUP_PHASE_CLOSED,
-        aggregator_pb2.GROUP_PHASE_ABORTED,
-    }
-)
-
 _FATES = {
     coordinator_pb2.REPORT_FATE_PENDING: Fate.PENDING,
     coordinator_pb2.REPORT_FATE_COUNTED: Fate.COUNTED,
@@ -75,6 +67,7 @@ class Circumstances:
         population: the app's population.
         floors: what the app insists on.
         device_key: the device's public key, 32 bytes.
+        sign: signs with its private half.
         examples: the app's examples.
         minimum_examples: what the coordinator last said; 0 if it never spoke.
         cache: blobs that are here already.
@@ -88,6 +81,7 @@ class Circumstances:
     population: str
     floors: Floors
     device_key: bytes
+    sign: Callable[[bytes], bytes]
     examples: ExampleSource
     minimum_examples: int
     cache: BlobCache
@@ -110,26 +104,6 @@ class Ending:
     participation: Participation
     minimum_examples: int
     assignment: Assignment | None = None
-
-
-@dataclass(slots=True)
-class _Session:
-    """One assignment being worked on."""
-
-    assignment: Assignment
-    credentials: Credentials
-    line: Line
-    shape: str = "-"
-    material: Material | None = None
-    report: Report | None = None
-
-    def proof(self) -> SessionProof:
-        return SessionProof(
-            credentials=self.credentials,
-            round=self.assignment.round,
-            session=self.assignment.session,
-            round_token=self.assignment.round_token,
-        )
 
 
 def take_part(circumstances: Circumstances) -> Steps[Ending]:
@@ -168,7 +142,7 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
             receipt=line.receipt,
         )
         return Ending(participation, answer.minimum_examples)
-    session = _Session(answer.assignment, credentials, line)
+    session = Session(answer.assignment, credentials, line)
     line.deadline = known.clock() + answer.assignment.report_within_milliseconds / 1000
     participation = yield from _work(known, session, seeds, answer.retry_windows)
     assignment = answer.assignment if session.material is not None else None
@@ -194,13 +168,14 @@ def _check_in(known: Circumstances, line: Line, credentials: Credentials) -> Ste
         yield Sleep(min(answer.ticket.wait_milliseconds / 1000, LONGEST_TICKET_SECONDS))
 
 
-def _work(known: Circumstances, session: _Session, seeds: Seeds, windows: RetryWindows) -> Steps[Participation]:
+def _work(known: Circumstances, session: Session, seeds: Seeds, windows: RetryWindows) -> Steps[Participation]:
     """Does what the assignment asks, ends the session, and says how it went."""
     outcome, ending, reason, message = Outcome.UPLOADED, coordinator_pb2.SESSION_OUTCOME_UPLOADED, "", ""
     try:
         yield from _compute_and_report(known, session, seeds)
     except FedreconError as error:
-        outcome, ending = _ending_of(error, session)
+        if not session.is_acknowledged:  # what fails after that is the sum's, not the report's
+            outcome, ending = _ending_of(error, session)
         reason, message = error.reason, str(error)
         session.shape += "#" if outcome is Outcome.TOO_LATE else "!"
     session.line.deadline = None
@@ -239,7 +214,7 @@ def _work(known: Circumstances, session: _Session, seeds: Seeds, windows: RetryW
     return replace(participation, examples=session.report.examples, unknown_keys=session.report.unknown_keys)
 
 
-def _ending_of(error: FedreconError, session: _Session) -> tuple[Outcome, SessionOutcome.ValueType]:
+def _ending_of(error: FedreconError, session: Session) -> tuple[Outcome, SessionOutcome.ValueType]:
     """Returns how an error ends a session: for the app, and for the coordinator."""
     timeout = (
         coordinator_pb2.SESSION_OUTCOME_UPLOAD_TIMEOUT
@@ -262,7 +237,7 @@ def _ending_of(error: FedreconError, session: _Session) -> tuple[Outcome, Sessio
     return ending
 
 
-def _compute_and_report(known: Circumstances, session: _Session, seeds: Seeds) -> Steps[None]:
+def _compute_and_report(known: Circumstances, session: Session, seeds: Seeds) -> Steps[None]:
     verify_assignment(session.assignment, known.floors)
     with _blaming_the_plan():
         session.material = yield from fetch_material(session.assignment, session.line)
@@ -273,7 +248,11 @@ def _compute_and_report(known: Circumstances, session: _Session, seeds: Seeds) -
         session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds))
     session.shape += "]"
     try:
-        yield from _deliver(session, session.report.vector)
+        if assignment.secure_sum.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
+            yield from deliver(session, session.report.vector)
+        else:
+            masking = _masking(known, session, session.report)
+            yield from deliver_masked(session, session.report.vector, masking)
     except CallFailedError as error:
         if error.reason in LATE_REASONS:
             raise TooLateError(error.message, error.advice, reason=error.reason) from error
@@ -291,40 +270,20 @@ def _blaming_the_plan() -> Iterator[None]:
         raise UnusablePlanError(f"the plan does not run here: {type(error).__name__}: {error}") from error
 
 
-def _deliver(session: _Session, vector: bytes) -> Steps[None]:
-    """Joins a group and uploads, going on where a lost connection stopped, until it is acknowledged."""
-    line, assignment = session.line, session.assignment
-    joined = yield from line.call(assignment.aggregator, JOIN, JoinRequest(proof=session.proof()))
-    target = joined.aggregator or assignment.aggregator
-    digest, failures, arrived, begun = digest_of(vector), 0, 0, False
-    session.shape += "+"
-    while True:
-        question = UploadStatusRequest(proof=session.proof(), group=joined.group)
-        status = yield from line.call(target, UPLOAD_STATUS, question)
-        if status.acknowledged and status.digest in {b"", digest}:
-            break
-        if status.phase in ENDED_PHASES:
-            phase = aggregator_pb2.GroupPhase.Name(status.phase).removeprefix("GROUP_PHASE_")
-            raise TooLateError("the group went on without this report", reason=f"GROUP_{phase}")
-        if status.received_bytes > arrived:  # the last try brought something: patience begins anew
-            failures, arrived = 0, status.received_bytes
-        header = UploadHeader(
-            proof=session.proof(),
-            group=joined.group,
-            size=len(vector),
-            digest=digest,
-            # What is there before the first try is of a vector that this device made before it was started again.
-            offset=status.received_bytes if begun else 0,
-        )
-        begun = True
-        try:
-            yield from line.upload(target, header, vector, reveals_of_upload(assignment))
-        except CallFailedError as error:
-            failures += 1
-            yield from line.back_off(error, failures, target)
-        else:
-            break
-    session.shape += "^"
+def _masking(known: Circumstances, session: Session, report: Report) -> Masking:
+    """Returns a session's part in a secure sum."""
+    assignment = session.assignment
+    terms = MaskTerms(
+        round_key=assignment.round,
+        session=assignment.session,
+        device_key=known.device_key,
+        kind=assignment.kind,
+        plan_digest=assignment.plan.digest,
+        checkpoint_digest=assignment.checkpoint.digest,
+        fixed_point=report.fixed_point,
+        minimum_group=assignment.secure_sum.minimum_group,
+    )
+    return Masking(known.entropy, known.sign, known.floors.minimum_group, terms)
 
 
 def _milliseconds(window: RetryWindow) -> tuple[int, int] | None:

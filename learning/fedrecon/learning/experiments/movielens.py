@@ -107,7 +107,7 @@ def run_figure_3(setting: Setting) -> None:
     label = "reconstruction steps of 5 ratings, in training and evaluation"
     draw_lines(
         [
-            Panel("RMSE in stars", label, lines("rmse"), limits=(0.88, 1.2), x_ticks=RECONSTRUCT_STEPS),
+            Panel("RMSE in stars", label, lines("rmse"), x_ticks=RECONSTRUCT_STEPS),
             Panel("accuracy", label, lines("accuracy"), x_ticks=RECONSTRUCT_STEPS, percent=True),
         ],
         "One step of reconstruction recovers most",
