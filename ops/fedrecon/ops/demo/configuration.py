@@ -47,7 +47,7 @@ class Configuration:
             f"matrix factorisation, {self.factors} factors, biases, mean {self.mean:g}, "
             f"ridge reconstruction {self.ridge:g}, device SGD {self.update_rate:g}, "
             f"server Adagrad {self.server_rate:g}, {self.report_goal} reports a round, "
-            f"over-selection {self.over_selection:g}, drop-out {self.dropout:.0%}, trusted sum"
+            f"over-selection {self.over_selection:g}, drop-out {self.dropout:.0%}, SecAgg+"
         )
 
     def assignments(self) -> list[str]:
@@ -63,6 +63,8 @@ class Configuration:
             "work.minimum_examples=10",
             "optimizer.rule=ADAGRAD",
             f"optimizer.rate={self.server_rate}",
+            "secure_sum.protocol=SECAGG_PLUS",
+            "secure_sum.minimum_group=20",
             f"secure_sum.maximum_weight={self.maximum_weight}",
             f"work.hyperparameters.reconstruct.ridge={self.ridge}",
             f"work.hyperparameters.update.rate={self.update_rate}",
