@@ -85,7 +85,7 @@ class Aggregator:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, journal: Journal | None = None, clock: Clock | None = None, **settings: Any
+    folder: Path, journal: Journal | None = None, clock: Clock | None = None, port: int = 0, **settings: Any
 ) -> AsyncIterator[Aggregator]:
     journal = MemoryJournal() if journal is None else journal
     made = AggregatorSettings(
@@ -99,7 +99,7 @@ async def running(
         await assemble(service, journal, snapshots, blobs, SystemClock() if clock is None else clock)
 
     server = asyncio.create_task(
-        serve("aggregator", start, made, 0, metrics=metrics, ready_file=ready, stopping=stopping)
+        serve("aggregator", start, made, port, metrics=metrics, ready_file=ready, stopping=stopping)
     )
     try:
         while not ready.exists():

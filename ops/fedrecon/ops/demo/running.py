@@ -305,7 +305,7 @@ def _tell_what_left(result: Result, console: Console) -> None:
     others = last.receipt.bytes - report
     console.print(
         f"What left each device in a round: one report of {report:,} bytes (the weighted update, fixed-point) and "
-        f"{others:,} bytes of protocol. Ratings and user vectors were in no message. But this demo's sum is "
-        "[yellow]trusted[/]: the aggregator sees each report, and from the update of a matrix factorisation it can "
-        "tell which titles were rated, and the user vector up to scale."
+        f"{others:,} bytes of protocol. Ratings and user vectors were in no message, and each report was masked: the "
+        "aggregator learned the sum of a round's reports, not one of them. [yellow]The sum still tells something[/]: "
+        "where only one device of a round rated a title, that title's row of the sum is that device's alone."
     )
