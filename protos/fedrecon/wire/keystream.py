@@ -65,7 +65,8 @@ def stream_from(seed: bytes, purpose: str, first_byte: int) -> CipherContext:
     if block < 0:
         raise ValueError(f"the first byte, {first_byte}, must not be negative")
     stream = Cipher(AES(key), CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
-    stream.update(bytes(skipped))
+    if skipped:
+        stream.update(bytes(skipped))
     return stream
 
 

@@ -12,19 +12,21 @@ Source: A. Shamir, How to share a secret, CACM 22(11), 1979.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 PRIME = (1 << 256) + 297
 SECRET_BYTES = 32
 SHARE_BYTES = 33
 LARGEST_POINT = 1 << 20
-"""A group has no more members; products of a few differences of points then fit 64 bits."""
+"""More members than any group has: products of a few points stay short."""
 
 _COEFFICIENT_BYTES = 49
 _STEPS_WITHOUT_REDUCTION = 16
-_FACTORS_IN_64_BITS = 3
+_WORD_BITS = 62
 
 
 class DamagedShareError(ValueError):
@@ -75,7 +77,7 @@ def split(secret: bytes, threshold: int, points: Sequence[int], entropy: Callabl
 
 
 def _value(descending: Sequence[int], point: int) -> int:
-    """Returns the polynomial's value by Horner's rule; points are small, so that few steps need a reduction."""
+    """Returns the polynomial's value by Horner's rule; points are short, so that a few steps need no reduction."""
     value = 0
     for start in range(0, len(descending), _STEPS_WITHOUT_REDUCTION):
         for coefficient in descending[start : start + _STEPS_WITHOUT_REDUCTION]:
@@ -129,7 +131,7 @@ def _read_share(share: bytes) -> int:
 def _weights_at_zero(points: Sequence[int]) -> list[int]:
     """Returns Lagrange's weights for the value at 0: the product of x_j / (x_j - x_i) over all j but i.
 
-    Differences are small, so that numpy multiplies a few of them at a time; a single inversion serves all weights.
+    A single inversion serves all weights.
     """
     column = np.array(points, dtype=np.int64)
     differences = column[None, :] - column[:, None]
@@ -140,22 +142,16 @@ def _weights_at_zero(points: Sequence[int]) -> list[int]:
     for denominator in denominators:
         before.append(running)
         running = running * denominator % PRIME
-    inverse = pow(running, -1, PRIME)
+    inverse = numerator * pow(running, -1, PRIME) % PRIME
     weights = [0] * len(points)
     for position in reversed(range(len(points))):
-        weights[position] = numerator * before[position] * inverse % PRIME
+        weights[position] = before[position] * inverse % PRIME
         inverse = inverse * denominators[position] % PRIME
     return weights
 
 
-def _products(rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[int]:
-    """Returns the product of every row modulo the prime; entries are within 2^20 either way."""
-    starts = range(0, rows.shape[1], _FACTORS_IN_64_BITS)
-    grouped = np.multiply.reduceat(rows, np.array(starts, dtype=np.intp), axis=1)
-    products = []
-    for row in grouped.tolist():
-        product = 1
-        for factor in row:
-            product *= factor
-        products.append(product % PRIME)
-    return products
+def _products(rows: NDArray[np.int64]) -> list[int]:
+    """Returns the product of every row modulo the prime; numpy multiplies as many factors at a time as fit a word."""
+    at_once = max(1, _WORD_BITS // int(np.abs(rows).max()).bit_length())
+    starts = np.arange(0, rows.shape[1], at_once)
+    return [math.prod(row) % PRIME for row in np.multiply.reduceat(rows, starts, axis=1).tolist()]
