@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 
 from fedrecon.v1 import aggregator_pb2
 from fedrecon.v1.aggregator_pb2 import Member, RevealedShare, SealedShare
+from fedrecon.v1.common_pb2 import RoundKey
 from fedrecon.wire.digests import DIGEST_BYTES
 from fedrecon.wire.fixed_point import Vector
-from fedrecon.wire.key_agreement import SEALED_BYTES, Agreement, BadKeyError, public_key_of
+from fedrecon.wire.key_agreement import SEALED_BYTES, Agreement, BadKeyError, check_public_key, public_key_of
 from fedrecon.wire.masks import add_range, pair_sign
 from fedrecon.wire.shamir import DamagedShareError, check_share, combine, point_of
-from fedrecon.wire.sum_context import seed_commitment
+from fedrecon.wire.sum_context import BadKeysError, seed_commitment, verify_keys
 
 SEED, KEY = aggregator_pb2.SHARE_KIND_SEED, aggregator_pb2.SHARE_KIND_KEY
 
@@ -42,7 +43,7 @@ class InvalidMessageError(ValueError):
     """A member's message that must not be taken.
 
     Attributes:
-        reason: a stable word: `shares` or `reveal`.
+        reason: a stable word: `keys`, `shares` or `reveal`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -90,6 +91,24 @@ class MaskedGroup:
     def neighbours_that_shared(self, index: int) -> tuple[int, ...]:
         """Returns a member's neighbours that it masked with."""
         return tuple(other for other in self.neighbours[index] if other in self.commitments)
+
+
+def check_keys(round_key: RoundKey, member: Member) -> None:
+    """Raises unless neighbours of a device that joins could agree with its keys: they refuse the whole group otherwise.
+
+    Args:
+        round_key: the attempt.
+        member: the device's entry of the roster.
+
+    Raises:
+        InvalidMessageError: a key is malformed or of small order, or not signed by the device.
+    """
+    try:
+        check_public_key(member.share_key)
+        check_public_key(member.mask_key)
+        verify_keys(round_key, member)
+    except (BadKeyError, BadKeysError) as error:
+        raise InvalidMessageError("keys", str(error)) from error
 
 
 def check_shares(index: int, neighbours: Collection[int], shares: Sequence[SealedShare], commitment: bytes) -> None:

@@ -13,15 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from fedrecon.device_sdk.errors import SumRefusedError
 from fedrecon.v1.aggregator_pb2 import JoinResponse, Member
 from fedrecon.v1.common_pb2 import RoundKey
 from fedrecon.wire.digests import DIGEST_BYTES, digest_of
 from fedrecon.wire.fixed_point import FixedPoint
-from fedrecon.wire.sum_context import GROUP_BYTES, SERVER_NONCE_BYTES, SumContext, keys_message, roster_digest
+from fedrecon.wire.sum_context import (
+    GROUP_BYTES,
+    SERVER_NONCE_BYTES,
+    BadKeysError,
+    SumContext,
+    roster_digest,
+    verify_keys,
+)
 
 FEWEST_NEIGHBOURS = 10
 """Neighbours that a member has at least, unless they are all others."""
@@ -87,7 +91,10 @@ def enter(joined: JoinResponse, terms: MaskTerms, own: Member, smallest_group: i
     neighbours = {member.index: member for member in joined.neighbours}
     _check_members(joined, neighbours, own)
     for member in joined.neighbours:
-        _check_signature(member, terms.round_key)
+        try:
+            verify_keys(terms.round_key, member)
+        except BadKeysError as error:
+            raise SumRefusedError(str(error), reason="BAD_SIGNATURE") from error
     complete = len(neighbours) == joined.members - 1
     if complete:
         entry = Member()
@@ -156,17 +163,6 @@ def _check_members(joined: JoinResponse, neighbours: Mapping[int, Member], own: 
     devices = {own.device_key, *(member.device_key for member in joined.neighbours)}
     if len(keys) != 2 * (len(neighbours) + 1) or len(devices) != len(neighbours) + 1:
         raise SumRefusedError("a key is in the list twice, or is this device's own", reason="BAD_ROSTER")
-
-
-def _check_signature(member: Member, round_key: RoundKey) -> None:
-    """Raises unless a neighbour's device key signed its keys for this attempt."""
-    message = keys_message(round_key, member.session_digest, member.share_key, member.mask_key)
-    try:
-        Ed25519PublicKey.from_public_bytes(member.device_key).verify(member.key_signature, message)
-    except (InvalidSignature, ValueError) as error:  # a key that is none is a ValueError
-        raise SumRefusedError(
-            f"the keys of member {member.index} are not signed by its device key", reason="BAD_SIGNATURE"
-        ) from error
 
 
 def own_entry(terms: MaskTerms, share_key: bytes, mask_key: bytes) -> Member:

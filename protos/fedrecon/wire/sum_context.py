@@ -17,6 +17,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedrecon.v1.aggregator_pb2 import Member
 from fedrecon.v1.common_pb2 import RoundKey
 from fedrecon.wire.fixed_point import FixedPoint
@@ -29,6 +32,10 @@ _CONTEXT_LABEL = "fedrecon secure sum context 1"
 _ROSTER_LABEL = "fedrecon secure sum roster 1"
 _KEYS_LABEL = "fedrecon secure sum keys 1"
 _SEED_LABEL = "fedrecon secure sum seed 1"
+
+
+class BadKeysError(ValueError):
+    """A member's keys are not signed by its device key, for this attempt and this session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,23 @@ def keys_message(round_key: RoundKey, session_digest: bytes, share_key: bytes, m
             *map(_item, (session_digest, share_key, mask_key)),
         ]
     )
+
+
+def verify_keys(round_key: RoundKey, member: Member) -> None:
+    """Raises unless a member's device key signed its keys for this attempt.
+
+    Args:
+        round_key: the attempt.
+        member: the entry of the roster.
+
+    Raises:
+        BadKeysError: it did not.
+    """
+    message = keys_message(round_key, member.session_digest, member.share_key, member.mask_key)
+    try:
+        Ed25519PublicKey.from_public_bytes(member.device_key).verify(member.key_signature, message)
+    except (InvalidSignature, ValueError) as error:  # a key that is none is a ValueError
+        raise BadKeysError(f"the keys of member {member.index} are not signed by its device key") from error
 
 
 def seed_commitment(context: bytes, member: int, seed: bytes) -> bytes:
