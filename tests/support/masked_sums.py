@@ -6,6 +6,7 @@ cores and nothing else.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -42,6 +43,13 @@ def entropy_of(name: str) -> Callable[[int], bytes]:
 
 def agreement(elements: int = 7, ring_bits: int = 32, maximum_reports: int = 100) -> FixedPoint:
     return FixedPoint((Segment(elements, 1.0),), (25.0,), maximum_reports, 10, ring_bits)
+
+
+@functools.lru_cache(maxsize=256)
+def report(index: int, agreed: FixedPoint) -> Vector:
+    """What the member with an index reports."""
+    update = np.random.default_rng(index).uniform(-1, 1, agreed.elements).astype(np.float32)
+    return fixed_point.quantise([update], 1 + index % 10, [1.5 * index], agreed, bytes([index % 256]) * 32)
 
 
 class MaskedDevice:
@@ -92,16 +100,16 @@ class MaskedSum:
         self.order = rings.draw(members, entropy_of(f"{seed} ring"))
         self.threshold = threshold or found.threshold
         self.neighbours = rings.all_neighbours(self.order, neighbours or found.neighbours)
-        self.vectors = [self.report(index) for index in range(members)]
+        self.vectors = [report(index, self.agreed) for index in range(members)]
         self.sealed: dict[int, Sequence[SealedShare]] = {}
         self.commitments: dict[int, bytes] = {}
         self.survivors: set[int] = set()
         self.revealed: dict[int, Sequence[RevealedShare]] = {}
         self.total = fixed_point.zero(self.agreed)
 
-    def report(self, index: int) -> Vector:
-        update = np.random.default_rng(index).uniform(-1, 1, self.agreed.elements).astype(np.float32)
-        return fixed_point.quantise([update], 1 + index % 10, [1.5 * index], self.agreed, bytes([index % 256]) * 32)
+    @functools.cached_property
+    def digest(self) -> bytes:
+        return roster_digest(self.roster)
 
     def joined(self, index: int) -> JoinResponse:
         return JoinResponse(
@@ -110,7 +118,7 @@ class MaskedSum:
             neighbours=[self.roster[other] for other in self.neighbours[index]],
             members=len(self.roster),
             threshold=self.threshold,
-            roster_digest=roster_digest(self.roster),
+            roster_digest=self.digest,
             server_nonce=NONCE,
         )
 
@@ -128,7 +136,7 @@ class MaskedSum:
             neighbours=len(self.neighbours[0]),
             threshold=self.threshold,
             fixed_point=self.agreed,
-            roster_digest=roster_digest(self.roster),
+            roster_digest=self.digest,
         ).digest()
 
     def share(self, index: int) -> None:
