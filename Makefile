@@ -60,6 +60,7 @@ bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench check-in --json
 	$(BIN)/fedrecon bench ingest --json
 	$(BIN)/fedrecon bench pacing --json
+	$(BIN)/fedrecon bench secure-sum --json
 
 .PHONY: demo
 demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1

@@ -75,6 +75,15 @@ def pacing(
     _print(result_of("pacing", measure_pacing(plot)), as_json=as_json)
 
 
+@bench.command("secure-sum")
+def secure_sum(as_json: AsJson = False) -> None:
+    """Open masked sums of several sizes: time on a device and on the aggregator, bytes, and a plain sum."""
+    from fedrecon.benchmarks.measures import result_of
+    from fedrecon.benchmarks.secure_sum import measure_secure_sum
+
+    _print(result_of("secure-sum", measure_secure_sum()), as_json=as_json)
+
+
 def _print(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)

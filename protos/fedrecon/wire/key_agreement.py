@@ -28,8 +28,18 @@ SEALED_BYTES = 2 * SHARE_BYTES + 16
 
 _MASK_LABEL = b"fedrecon mask 1"
 _SHARE_LABEL = b"fedrecon share 1"
-_PROBE = X25519PrivateKey.from_private_bytes(bytes(range(KEY_BYTES)))
 _FIELD_PRIME = (1 << 255) - 19
+_SMALL_ORDER = frozenset(
+    {
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _FIELD_PRIME - 1,
+    }
+)
+"""The points of order 1, 2, 4 and 8 of the curve and its twist (D. J. Bernstein, Curve25519: new Diffie-Hellman speed
+records, PKC 2006): whoever agrees with one of them gets zero."""
 
 
 class BadKeyError(ValueError):
@@ -56,9 +66,11 @@ def check_public_key(public_key: bytes) -> None:
     Raises:
         BadKeyError: agreeing with it would fail, or give what everybody knows.
     """
-    if len(public_key) != KEY_BYTES or int.from_bytes(public_key, "little") >= _FIELD_PRIME:
+    number = int.from_bytes(public_key, "little")
+    if len(public_key) != KEY_BYTES or number >= _FIELD_PRIME:
         raise BadKeyError(f"an X25519 public key has {KEY_BYTES} bytes and is below 2^255 - 19")
-    _agree(_PROBE, public_key)
+    if number in _SMALL_ORDER:
+        raise BadKeyError("a public key is of small order")
 
 
 class Agreement:
