@@ -348,6 +348,16 @@ async def test_a_key_noted_until_a_passed_instant_is_not_noted(journal: Journal,
     assert await journal.remember(task, "nonce", now + LONG)
 
 
+async def test_a_key_that_was_removed_is_new_again(journal: Journal, task: str) -> None:
+    until = SystemClock().now_milliseconds() + LONG
+    await journal.forget(task, "nonce")
+    for key in ("nonce", "other"):
+        assert await journal.remember(task, key, until)
+    await journal.forget(task, "nonce")
+    assert await journal.remember(task, "nonce", until)
+    assert not await journal.remember(task, "other", until)
+
+
 async def test_of_concurrent_notes_of_one_key_one_is_new(journal: Journal, task: str) -> None:
     until = SystemClock().now_milliseconds() + LONG
     new = await asyncio.gather(*(journal.remember(task, "nonce", until) for _ in range(20)))

@@ -29,6 +29,7 @@ from fedrecon.ops.blobs import BlobStore, LocalBlobs, open_blobs
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal import Append
 from fedrecon.ops.journal.memory import MemoryJournal
+from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.metrics import Metrics
 from fedrecon.v1.admin_pb2 import CollectBlobsRequest
 from fedrecon.v1.task_pb2 import TaskSpec
@@ -54,6 +55,7 @@ class Deployment:
             SystemClock(),
             Measures(Metrics.create("coordinator")),
             KEY,
+            KeyRing(KEY),
             none,
             kept_checkpoints=KEPT,
         )

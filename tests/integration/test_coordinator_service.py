@@ -13,6 +13,7 @@ import pytest
 
 from fedrecon.coordinator.round_state import Phase
 from fedrecon.ops.journal.memory import MemoryJournal
+from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.tokens import verify_token
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.coordinator_pb2 import Floors
@@ -39,7 +40,7 @@ async def test_reports_of_a_drawn_cohort_are_counted(tmp_path: Path) -> None:
             assert (each.aggregator, each.blobs) == ("aggregator:1", "aggregator:1")
             assert each.layout.segments[0].bound == 1.0
             assert 0 < each.report_within_milliseconds <= 15_000
-            verify_token(KEY, each.round, each.session, each.round_token, 0)
+            verify_token(KeyRing(KEY), each.round, each.session, each.round_token, 0)
         pending = await coordinator.finish(assignments[0])
         assert pending.fate == coordinator_pb2.REPORT_FATE_PENDING
         await built.sums.report(assignments[0].round, 4)

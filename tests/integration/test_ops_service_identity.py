@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 
 from fedrecon.ops.boundary import refusal_of
+from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.service_identity import PROOF_METADATA, PROOF_MILLISECONDS, is_proof, prove
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.tls import open_channel, open_service_channel
@@ -21,14 +22,14 @@ KEY, METHOD, NOW = bytes(range(32)), "/fedrecon.v1.Sums/Close", 1_800_000_000_00
 
 def test_a_proof_is_for_one_method_and_one_minute() -> None:
     proof = prove(KEY, METHOD, NOW)
-    assert is_proof(KEY, METHOD, proof, NOW)
-    assert is_proof(KEY, METHOD, proof, NOW + PROOF_MILLISECONDS)
-    assert is_proof(KEY, METHOD, proof, NOW - PROOF_MILLISECONDS)
-    assert not is_proof(KEY, METHOD, proof, NOW + PROOF_MILLISECONDS + 1)
-    assert not is_proof(KEY, METHOD, proof, NOW - PROOF_MILLISECONDS - 1)
-    assert not is_proof(KEY, "/fedrecon.v1.Sums/Merge", proof, NOW)
-    assert not is_proof(bytes(32), METHOD, proof, NOW)
-    assert not is_proof(KEY, METHOD, b"", NOW)
+    assert is_proof(KeyRing(KEY), METHOD, proof, NOW)
+    assert is_proof(KeyRing(KEY), METHOD, proof, NOW + PROOF_MILLISECONDS)
+    assert is_proof(KeyRing(KEY), METHOD, proof, NOW - PROOF_MILLISECONDS)
+    assert not is_proof(KeyRing(KEY), METHOD, proof, NOW + PROOF_MILLISECONDS + 1)
+    assert not is_proof(KeyRing(KEY), METHOD, proof, NOW - PROOF_MILLISECONDS - 1)
+    assert not is_proof(KeyRing(KEY), "/fedrecon.v1.Sums/Merge", proof, NOW)
+    assert not is_proof(KeyRing(bytes(32)), METHOD, proof, NOW)
+    assert not is_proof(KeyRing(KEY), METHOD, b"", NOW)
 
 
 @pytest.mark.parametrize("key", [None, bytes(32)])

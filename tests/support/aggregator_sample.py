@@ -89,7 +89,11 @@ async def running(
 ) -> AsyncIterator[Aggregator]:
     journal = MemoryJournal() if journal is None else journal
     made = AggregatorSettings(
-        metrics_port=-1, drain_seconds=0.2, home=folder, round_token_key=TOKEN_KEY.hex(), **settings
+        metrics_port=-1,
+        drain_seconds=0.2,
+        home=folder,
+        round_token_key=TOKEN_KEY.hex(),
+        **{"enrolment": "off", **settings},  # most tests are not about who speaks
     )
     snapshots = Snapshots(made.folder, SEAL_KEY)
     blobs = LocalBlobs(folder / "blobs")

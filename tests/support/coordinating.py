@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -18,16 +19,22 @@ import pytest
 
 from fedrecon.coordinator import ledger, round_state
 from fedrecon.coordinator.admin import AdminService
+from fedrecon.coordinator.attestation import Attestation
+from fedrecon.coordinator.enrolment_service import EnrolmentService
+from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.service import CandidatesService, CoordinatorService
+from fedrecon.coordinator.speakers import Speakers
 from fedrecon.coordinator.sums import Sums
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.boundary import Boundary, Refusal, refusal_of
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal import Journal
+from fedrecon.ops.key_ring import KeyRing
+from fedrecon.ops.limits import Limits
 from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.tls import open_channel
 from fedrecon.v1 import admin_pb2, aggregator_pb2, coordinator_pb2, plan_pb2, task_pb2
@@ -59,6 +66,7 @@ from fedrecon.v1.coordinator_pb2_grpc import (
     add_CandidatesServicer_to_server,
     add_CoordinatorServicer_to_server,
 )
+from fedrecon.v1.enrolment_pb2_grpc import EnrolmentStub, add_EnrolmentServicer_to_server
 from fedrecon.v1.plan_pb2 import Hyperparameter, Layout, Manifest, MetricSum, Parameter, Segment
 from fedrecon.v1.task_pb2 import LocalWork, RoundSpec, SecureSum, ServerOptimizer, TaskSpec
 from fedrecon.wire.manifests import write_manifest
@@ -67,7 +75,9 @@ from fedrecon.wire.vocabularies import write_vocabulary
 KEY = bytes(range(32))
 TASK = "films"
 POPULATION = "cinema"
+TOKEN_KEYS = KeyRing(KEY)
 CALL_SECONDS = 20.0
+TOKEN_MILLISECONDS = 3_600_000
 
 
 @dataclass
@@ -240,7 +250,19 @@ def make_spec(plan: BlobReference, **rounds_: Any) -> TaskSpec:
 class Coordinator:
     """One run of a coordinator's process, on a journal and blobs that outlive it."""
 
-    def __init__(self, journal: Journal, blobs: LocalBlobs, aggregator: str) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        blobs: LocalBlobs,
+        aggregator: str,
+        *,
+        requires_enrolment: bool = False,
+        attestation: Attestation | None = None,
+        token_keys: KeyRing = TOKEN_KEYS,
+    ) -> None:
+        self.token_keys = token_keys
+        self.requires_enrolment = requires_enrolment
+        self.attestation = attestation
         self.journal = journal
         self.blobs = blobs
         self.aggregator = aggregator
@@ -259,17 +281,33 @@ class Coordinator:
             clock=SystemClock(),
             measures=Measures(self.metrics),
             key=KEY,
+            token_keys=self.token_keys,
             peers=self.peers,
             target=self.target,
         )
         self.roster = Roster(around)
-        add_CoordinatorServicer_to_server(CoordinatorService(self.roster, 60_000), self._server)
+        forgotten = Forgotten(self.journal, KEY, around.clock)
+        speakers = Speakers(
+            around.token_keys,
+            self.journal,
+            forgotten,
+            Limits(0, 1, time.monotonic),
+            around.clock,
+            is_required=self.requires_enrolment,
+        )
+        add_CoordinatorServicer_to_server(
+            CoordinatorService(self.roster, 60_000, speakers, proves_sessions=self.requires_enrolment), self._server
+        )
+        enrolling = EnrolmentService(around, speakers, forgotten, TOKEN_MILLISECONDS, self.attestation)
+        add_EnrolmentServicer_to_server(enrolling, self._server)
         add_AdminServicer_to_server(AdminService(self.roster, self.stopping), self._server)
         add_CandidatesServicer_to_server(CandidatesService(self.roster), self._server)
         await self._server.start()
-        self._work = asyncio.create_task(self.roster.run())
+        await forgotten.load()
+        self._work = asyncio.gather(self.roster.run(), forgotten.follow())
         self._channel = open_channel(self.target)
         self.devices = CoordinatorStub(self._channel)
+        self.enrolment: Any = EnrolmentStub(self._channel)
         self.admin = AdminStub(self._channel)
 
     async def kill(self) -> None:
@@ -370,8 +408,8 @@ class House:
     async def kill_aggregator(self) -> None:
         await self._server.stop(None)
 
-    async def coordinator(self) -> Coordinator:
-        made = Coordinator(self.journal, self.blobs, f"127.0.0.1:{self.port}")
+    async def coordinator(self, **identity: Any) -> Coordinator:
+        made = Coordinator(self.journal, self.blobs, f"127.0.0.1:{self.port}", **identity)
         await made.start()
         self.coordinators.append(made)
         return made

@@ -15,6 +15,7 @@ from fedrecon.device_sdk.floors import read_floors
 from fedrecon.device_sdk.identity import public_bytes
 from fedrecon.device_sdk.requests import Call, Compute, Fetch, Sleep, Upload
 from fedrecon.device_sdk.session import Circumstances, Ending, take_part
+from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import (
     JoinRequest,
@@ -178,11 +179,9 @@ DEVICE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 def circumstances(services: Services, **changes: Any) -> Circumstances:
     settings: dict[str, Any] = {
-        "coordinator": "coordinator:1",
         "population": "films",
         "floors": read_floors([PUBLISHER], "allowed", 5),
-        "device_key": public_bytes(DEVICE_KEY),
-        "sign": DEVICE_KEY.sign,
+        "speaker": Speaker("coordinator:1", public_bytes(DEVICE_KEY), DEVICE_KEY.sign),
         "examples": Examples(),
         "minimum_examples": 0,
         "cache": BlobCache(),

@@ -322,7 +322,7 @@ def assigned_work(work: LocalWork, number: int) -> LocalWork:
     state, _ = rounds.step(None, opened, 0)
     state, _ = rounds.step(state, Assigned(slots, 8, (b"g" * 16,), "here:1", 99_000), 1)
     common = common_assignment(Prepared(Manifest(), Layout(), (), {}), state, "")
-    return make_assignment(KEY, common, state, slots[0], 2).work
+    return make_assignment(KEY, common, state, slots[0], b"d" * 32, 2).work
 
 
 def test_epochs_that_grow_are_told_as_the_number_of_the_round() -> None:

@@ -23,11 +23,12 @@ from fedrecon.aggregator.secure_sum import InvalidReportError, MessageRefusedErr
 from fedrecon.aggregator.summing import Summing
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.clock import Clock
+from fedrecon.ops.key_ring import KeyRing
+from fedrecon.ops.session_calls import require_proof
 from fedrecon.ops.tokens import BadTokenError, verify_token
 from fedrecon.v1.aggregator_pb2 import (
     JoinRequest,
     JoinResponse,
-    SessionProof,
     ShareRequest,
     ShareResponse,
     UnmaskRequest,
@@ -41,6 +42,8 @@ from fedrecon.v1.aggregator_pb2 import (
 from fedrecon.v1.aggregator_pb2_grpc import AggregatorServicer
 from fedrecon.wire.digests import DIGEST_BYTES
 from fedrecon.wire.fixed_point import read_vector
+
+_Proved = JoinRequest | ShareRequest | UploadStatusRequest | UploadHeader | UnmaskRequest
 
 _PATIENCE_SECONDS = 20.0
 """How long a call waits for the others of its group; the device asks again after that."""
@@ -58,24 +61,33 @@ class DeviceService(AggregatorServicer):
     Args:
         attempts: the sums.
         staging: uploads on their way.
-        token_key: 32 bytes under which coordinators issue round tokens.
+        token_keys: under which coordinators issue round tokens.
         clock: judges the tokens' expiry.
         measures: what is counted.
+        proves_sessions: whether calls must be proved by the session's key.
     """
 
     def __init__(
-        self, attempts: Attempts, staging: Staging, token_key: bytes, clock: Clock, measures: Measures
+        self,
+        attempts: Attempts,
+        staging: Staging,
+        token_keys: KeyRing,
+        clock: Clock,
+        measures: Measures,
+        *,
+        proves_sessions: bool,
     ) -> None:
         self._attempts = attempts
         self._staging = staging
-        self._token_key = token_key
+        self._token_keys = token_keys
+        self._proves_sessions = proves_sessions
         self._clock = clock
         self._measures = measures
 
     async def Join(self, request: JoinRequest, context: Any) -> JoinResponse:  # noqa: N802 - the contract's name
         """Enters a sum group with the update ready."""
         del context
-        session, attempt = self._prove(request.proof)
+        session, attempt = self._prove("Join", request)
         summing = attempt.join(session)
         answer = await self._exchange(summing, session, request)
         return answer or JoinResponse(group=summing.group.group, phase=phase_of(summing))
@@ -83,14 +95,14 @@ class DeviceService(AggregatorServicer):
     async def Share(self, request: ShareRequest, context: Any) -> ShareResponse:  # noqa: N802
         """Takes sealed shares, and gives those of the neighbours."""
         del context
-        session, attempt = self._prove(request.proof)
+        session, attempt = self._prove("Share", request)
         summing = attempt.find(request.group)
         return await self._exchange(summing, session, request) or ShareResponse(phase=phase_of(summing))
 
     async def Unmask(self, request: UnmaskRequest, context: Any) -> UnmaskResponse:  # noqa: N802
         """Says who survived, then takes the shares that unmask the sum."""
         del context
-        session, attempt = self._prove(request.proof)
+        session, attempt = self._prove("Unmask", request)
         summing = attempt.find(request.group)
         answer = await self._exchange(summing, session, request) or UnmaskResponse(phase=phase_of(summing))
         answer.fate = fate_of(summing, session)
@@ -101,7 +113,7 @@ class DeviceService(AggregatorServicer):
     ) -> UploadStatusResponse:
         """Says how much of an upload is there, and what became of it."""
         del context
-        session, attempt = self._prove(request.proof)
+        session, attempt = self._prove("UploadStatus", request)
         held = attempt.holding(session)
         summing = held or attempt.find(request.group)
         acknowledged = summing.group.reports.get(session)
@@ -122,7 +134,7 @@ class DeviceService(AggregatorServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise malformed("an upload begins with its header")
         header = first.header
-        session, attempt = self._prove(header.proof)
+        session, attempt = self._prove("Upload", header)
         attempt.find(header.group)
         if len(header.digest) != DIGEST_BYTES:
             raise malformed(f"the vector's digest has {len(header.digest)} bytes, not {DIGEST_BYTES}")
@@ -228,14 +240,15 @@ class DeviceService(AggregatorServicer):
             self._staging.drop(_key_of(attempt, session))
             raise
 
-    def _prove(self, proof: SessionProof) -> tuple[bytes, Attempt]:
-        """Returns a session and its attempt, once the round token says that it was assigned.
+    def _prove(self, method: str, message: _Proved) -> tuple[bytes, Attempt]:
+        """Returns a session and its attempt, once its token says that it was assigned, and its MAC to this device.
 
         Raises:
             Refusal: it was not, or the attempt is not here.
         """
+        proof = message.proof
         try:
-            verify_token(self._token_key, proof.round, proof.session, proof.round_token, 0)
+            issuer = verify_token(self._token_keys, proof.round, proof.session, proof.round_token, 0)
         except BadTokenError as error:
             self._measures.shared.reports_total.labels(outcome="unauthorized").inc()
             raise Refusal(
@@ -244,8 +257,10 @@ class DeviceService(AggregatorServicer):
                 f"The call was refused: {error}.",
                 "End the session; the coordinator says when to come back.",
             ) from error
+        self._require_proof(issuer, f"/fedrecon.v1.Aggregator/{method}", message)
         try:
-            verify_token(self._token_key, proof.round, proof.session, proof.round_token, self._clock.now_milliseconds())
+            now = self._clock.now_milliseconds()
+            verify_token(self._token_keys, proof.round, proof.session, proof.round_token, now)
         except BadTokenError as error:
             self._measures.shared.reports_total.labels(outcome="late").inc()
             raise Refusal(
@@ -255,6 +270,22 @@ class DeviceService(AggregatorServicer):
                 "End the session; the coordinator says when to come back.",
             ) from error
         return proof.session, self._attempts.find(proof.round)
+
+    def _require_proof(self, issuer: bytes, method: str, message: _Proved) -> None:
+        proof = message.proof
+        try:
+            require_proof(
+                issuer,
+                method,
+                message,
+                proof.credentials,
+                proof.round,
+                proof.session,
+                is_required=self._proves_sessions,
+            )
+        except Refusal:
+            self._measures.shared.reports_total.labels(outcome="unauthorized").inc()
+            raise
 
     async def _exchange(self, summing: Summing, session: bytes, message: Message) -> Any:
         """Gives a message to the group's protocol; returns its answer, None if the group has not come so far yet."""

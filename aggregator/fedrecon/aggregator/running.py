@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TypeVar
 
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.device_service import DeviceService
@@ -19,11 +20,14 @@ from fedrecon.ops.blob_service import BlobService
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.clock import Clock, SystemClock
 from fedrecon.ops.journal import Journal
+from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.lifecycle import Service
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.storage import connect_journal, open_blob_store
 from fedrecon.v1.aggregator_pb2_grpc import add_AggregatorServicer_to_server, add_SumsServicer_to_server
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
+
+Key = TypeVar("Key", bytes, KeyRing)
 
 _TIDY_MILLISECONDS = 1_000
 _LEFTOVERS_MILLISECONDS = 600_000
@@ -39,7 +43,7 @@ async def start(service: Service[AggregatorSettings]) -> None:
     """
     settings = service.settings
     seal_key = _key(settings.seal_key_bytes, "FEDRECON_SEAL_KEY", "seals running sums on disk")
-    _key(settings.round_token_key_bytes, "FEDRECON_ROUND_TOKEN_KEY", "is the one that the coordinator signs with")
+    _key(settings.round_token_keys, "FEDRECON_ROUND_TOKEN_KEY", "is the one that the coordinator signs with")
     snapshots = await asyncio.to_thread(Snapshots, settings.folder, seal_key)
     service.resources.callback(snapshots.close)
     journal = await connect_journal(settings)
@@ -68,9 +72,11 @@ async def assemble(
     await attempts.recover()
     service.resources.push_async_callback(attempts.stop)
     staging = Staging(settings.aggregator_staging_bytes, time.monotonic, measures.pending_bytes.set)
-    token_key = _key(settings.round_token_key_bytes, "FEDRECON_ROUND_TOKEN_KEY", "is the coordinator's")
+    token_keys = _key(settings.round_token_keys, "FEDRECON_ROUND_TOKEN_KEY", "is the coordinator's")
     target = settings.aggregator_advertised or service.address
-    service.add(add_AggregatorServicer_to_server, DeviceService(attempts, staging, token_key, clock, measures))
+    proves = settings.enrolment == "required"
+    devices = DeviceService(attempts, staging, token_keys, clock, measures, proves_sessions=proves)
+    service.add(add_AggregatorServicer_to_server, devices)
     sums = SumsService(attempts, staging, blobs, target, measures, service.stopping)
     service.add(add_SumsServicer_to_server, sums, internal=True)
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
@@ -91,7 +97,7 @@ async def _remove_leftovers(leftovers: Leftovers, clock: Clock) -> None:
         await clock.sleep_until(clock.now_milliseconds() + _LEFTOVERS_MILLISECONDS)
 
 
-def _key(key: bytes | None, variable: str, purpose: str) -> bytes:
+def _key(key: Key | None, variable: str, purpose: str) -> Key:
     if key is None:
         raise UserMistake(
             f"{variable} is not set: this key {purpose}.",

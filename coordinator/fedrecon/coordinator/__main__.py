@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 
 from fedrecon.coordinator.admin import AdminService
 from fedrecon.coordinator.answers import NotDrawn
+from fedrecon.coordinator.attestation import load_attestation
 from fedrecon.coordinator.collecting import Collector
+from fedrecon.coordinator.enrolment_service import EnrolmentService
+from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.service import CandidatesService, CoordinatorService
 from fedrecon.coordinator.settings import CoordinatorSettings
+from fedrecon.coordinator.speakers import Speakers
 from fedrecon.coordinator.sums import Sums
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.lifecycle import Service, run_service
+from fedrecon.ops.limits import Limits
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.storage import connect_journal, open_blob_store
 from fedrecon.ops.tls import open_service_channel
 from fedrecon.v1.admin_pb2_grpc import add_AdminServicer_to_server
 from fedrecon.v1.coordinator_pb2_grpc import add_CandidatesServicer_to_server, add_CoordinatorServicer_to_server
+from fedrecon.v1.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
+
+_BURST_SECONDS = 10
 
 
 async def start(service: Service[CoordinatorSettings]) -> None:
     """Opens the coordinator's resources, adds its servicers and runs its tasks."""
     settings = service.settings
-    key = settings.round_token_key_bytes
-    if key is None:
+    keys, ledger_key = settings.round_token_keys, settings.ledger_key_bytes
+    if keys is None or ledger_key is None:
         raise UserMistake(
             "FEDRECON_ROUND_TOKEN_KEY is not set: aggregators could not tell assigned devices from others.",
             "Set the same 64 hex digits for coordinator and aggregator: `openssl rand -hex 32` makes them.",
         )
+    attestation = load_attestation(settings.attestation)
     journal = await connect_journal(settings)
     service.resources.push_async_callback(journal.close)
     channel = open_service_channel(settings.aggregator_target, settings)
@@ -45,7 +55,8 @@ async def start(service: Service[CoordinatorSettings]) -> None:
         sums=Sums(channel),
         clock=SystemClock(),
         measures=Measures(service.metrics),
-        key=key,
+        key=ledger_key,
+        token_keys=keys,
         peers=peers,
         target=settings.coordinator_advertised or service.address,
         blobs_target=settings.blobs_target,
@@ -55,7 +66,18 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     )
     roster = Roster(around)
     idle_milliseconds = round(settings.idle_retry_seconds * 1000)
-    service.add(add_CoordinatorServicer_to_server, CoordinatorService(roster, idle_milliseconds))
+    forgotten = Forgotten(journal, ledger_key, around.clock)
+    await forgotten.load()
+    is_required = settings.enrolment == "required"
+    rate = settings.device_calls_per_second
+    limits = Limits(rate, max(round(rate * _BURST_SECONDS), 1), time.monotonic)
+    speakers = Speakers(keys, journal, forgotten, limits, around.clock, is_required=is_required)
+    coordinating = CoordinatorService(roster, idle_milliseconds, speakers, proves_sessions=is_required)
+    service.add(add_CoordinatorServicer_to_server, coordinating)
+    token_milliseconds = round(settings.enrolment_token_minutes * 60_000)
+    enrolling = EnrolmentService(around, speakers, forgotten, token_milliseconds, attestation)
+    service.add(add_EnrolmentServicer_to_server, enrolling)
+    service.run("follow forgotten keys", forgotten.follow())
     service.add(add_CandidatesServicer_to_server, CandidatesService(roster), internal=True)
     service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True)
     service.run("run all tasks", roster.run())

@@ -1,7 +1,8 @@
 """What a drawn device is told, and the secrets bound to it: marks, tickets and round tokens.
 
-All are keyed with the deployment's round-token key, each under a domain of its own. A mark names a device within one
-attempt only: the journal holds marks, never device keys, so it cannot be asked who took part in two rounds.
+Round tokens and session keys are made with the newest of the services' keys; all else is keyed with a key that is never
+replaced, each under a domain of its own, so that a device keeps its names when keys are. A mark names a device within
+one attempt only: the journal holds marks, never device keys, so it cannot be asked who took part in two rounds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hmac
 from fedrecon.coordinator.round_events import Blob, Kind, Slot
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.specs import Prepared, work_of
-from fedrecon.ops.tokens import issue_token
+from fedrecon.ops.tokens import issue_token, session_key
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import BlobReference, RoundKey
 from fedrecon.v1.coordinator_pb2 import Assignment
@@ -41,7 +42,7 @@ def is_held_out(key: bytes, task: str, device_key: bytes, share: float) -> bool:
     """Returns whether a device is held out from a task's training, for good: by a keyed hash, which nobody chooses.
 
     Args:
-        key: Of round tokens.
+        key: Of names in ledgers.
         task: The task.
         device_key: The device's.
         share: Of devices that are held out.
@@ -108,14 +109,17 @@ def common_assignment(prepared: Prepared, attempt: Round, blobs: str) -> Assignm
     )
 
 
-def make_assignment(key: bytes, common: Assignment, attempt: Round, slot: Slot, now: int) -> Assignment:
+def make_assignment(
+    key: bytes, common: Assignment, attempt: Round, slot: Slot, device_key: bytes, now: int
+) -> Assignment:
     """Returns what one device is told; the same slot gives the same session whenever it asks.
 
     Args:
-        key: Of round tokens.
+        key: The newest of the services' keys.
         common: What all devices of the attempt are told.
         attempt: The attempt.
         slot: The device's place in it.
+        device_key: The device's.
         now: Unix milliseconds.
     """
     assert attempt.assigned is not None  # noqa: S101 - a slot exists only in a cohort
@@ -124,6 +128,7 @@ def make_assignment(key: bytes, common: Assignment, attempt: Round, slot: Slot, 
     assignment.session = slot.session
     assignment.report_within_milliseconds = max(attempt.reporting_ends - now, 0)
     assignment.round_token = issue_token(key, common.round, slot.session, attempt.assigned.groups_expire_at)
+    assignment.session_key = session_key(key, common.round, slot.session, device_key)
     return assignment
 
 

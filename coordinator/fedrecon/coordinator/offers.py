@@ -58,6 +58,15 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
     return _keep_waiting(runner, device_key, kept_priority)
 
 
+def place_held(runner: Runner, device_key: bytes) -> tuple[Runner, Drawn] | None:
+    """Returns a device's place in the round that runs, with its task; None if it has none there."""
+    attempt, now = runner.book.attempt, runner.around.clock.now_milliseconds()
+    if attempt is None or attempt.phase is not Phase.REPORTING:
+        return None
+    answer = _place_in(runner, attempt, device_key, now)
+    return (runner, answer) if isinstance(answer, Drawn) else None
+
+
 def windows_of(runner: Runner, device_key: bytes) -> Windows:
     """Returns when a device should come back: for a round that it may take part in."""
     now = runner.around.clock.now_milliseconds()

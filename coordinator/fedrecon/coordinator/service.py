@@ -1,7 +1,8 @@
 """The Coordinator service: what devices speak to first and last.
 
 Rules: a rejection is an answer, not an error; every answer says when to come back. What a device claims is checked
-before anything of it is looked at: the length of its key, then the token of its session.
+before anything of it is looked at: who it is and that the call is new (`speakers`), then the token of its session. A
+check-in that was made before is told where the device has its place, and takes none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fedrecon.coordinator import ledger
 from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, KeepWaiting, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import common_assignment, make_assignment
 from fedrecon.coordinator.choosing import Choice, Misfit, choose, misfit_of
-from fedrecon.coordinator.offers import offer, windows_of
+from fedrecon.coordinator.offers import offer, place_held, windows_of
 from fedrecon.coordinator.pacing import Window, Windows, idle
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.round_events import Finish, Outcome
@@ -23,8 +24,10 @@ from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.rounds import fate_of
 from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.selection import Candidate
+from fedrecon.coordinator.speakers import Speakers, replayed
 from fedrecon.coordinator.tasks import State
 from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.session_calls import require_proof
 from fedrecon.ops.tokens import BadTokenError, verify_token
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import RetryWindow, RetryWindows
@@ -43,8 +46,9 @@ from fedrecon.v1.coordinator_pb2 import (
     Ticket,
 )
 from fedrecon.v1.coordinator_pb2_grpc import CandidatesServicer, CoordinatorServicer
-from fedrecon.wire.digests import DIGEST_BYTES
 
+CHECK_IN = "/fedrecon.v1.Coordinator/CheckIn"
+FINISH_SESSION = "/fedrecon.v1.Coordinator/FinishSession"
 LONGEST_WAIT_MILLISECONDS = 30_000
 ANSWER_MARGIN_MILLISECONDS = 1_000
 """Time kept back so that an answer arrives before the caller's deadline."""
@@ -53,7 +57,6 @@ _LONGEST_POPULATION = 200
 _LONGEST_SHAPE = 64
 _ASSIGNMENTS_KEPT = 16
 _SHAPE_CHARACTERS = frozenset("-v[]+^!#")
-_DEVICE_KEY_BYTES = DIGEST_BYTES
 _RECOVERING_RETRY = (500, 3_000)
 _OUTCOME_PREFIX = "SESSION_OUTCOME_"
 _COUNTED_AS = {
@@ -71,10 +74,14 @@ class CoordinatorService(CoordinatorServicer):
     Args:
         roster: The tasks.
         idle_milliseconds: When devices without a task come back.
+        speakers: Judges who speaks.
+        proves_sessions: Whether calls of a session must be proved by its key.
     """
 
-    def __init__(self, roster: Roster, idle_milliseconds: int) -> None:
+    def __init__(self, roster: Roster, idle_milliseconds: int, speakers: Speakers, *, proves_sessions: bool) -> None:
         self._roster = roster
+        self._speakers = speakers
+        self._proves_sessions = proves_sessions
         self._idle = idle(idle_milliseconds)
         self._offers: Counter[str] = Counter()
         self._measures = roster.around.measures
@@ -82,7 +89,8 @@ class CoordinatorService(CoordinatorServicer):
 
     async def CheckIn(self, request: CheckInRequest, context: Any) -> CheckInResponse:  # noqa: N802 - the contract's name
         """Offers a device to a task of its population. See `coordinator.proto`."""
-        _check_caller(request)
+        _check_population(request)
+        is_new = await self._speakers.hear(CHECK_IN, request, request.credentials)
         runners = self._roster.of_population(request.population)
         running = [runner for runner in runners if runner.book.task.state is State.RUNNING]
         if not running:
@@ -102,11 +110,17 @@ class CoordinatorService(CoordinatorServicer):
         if not fitting:
             misfit = next(each for each in misfits if isinstance(each, Misfit))
             return self._rejected(misfit.reason, misfit.why, self._idle, minimum_examples)
+        device_key = request.credentials.device_key
+        if not is_new:
+            held = next((held for each in fitting if (held := place_held(each, device_key)) is not None), None)
+            if held is None:
+                raise replayed()
+            runner, place = held
+            return self._answered(runner, place, windows_of(runner, device_key), minimum_examples, device_key)
         runner = self._choose(fitting)
         patience = _patience_milliseconds(context)
-        answer = await offer(runner, request.credentials.device_key, request.ticket, patience)
-        windows = windows_of(runner, request.credentials.device_key)
-        return self._answered(runner, answer, windows, minimum_examples)
+        answer = await offer(runner, device_key, request.ticket, patience)
+        return self._answered(runner, answer, windows_of(runner, device_key), minimum_examples, device_key)
 
     async def FinishSession(  # noqa: N802 - the contract's name
         self, request: FinishSessionRequest, context: Any
@@ -118,7 +132,7 @@ class CoordinatorService(CoordinatorServicer):
             raise _refuse("OUTCOME_REQUIRED", "The session's outcome is not stated.", "State how it ended.")
         try:
             # Without a moment: who comes after the token's expiry still learns what became of the report.
-            verify_token(around.key, key, request.session, request.round_token, 0)
+            issuer = verify_token(around.token_keys, key, request.session, request.round_token, 0)
         except BadTokenError as error:
             raise Refusal(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -126,6 +140,15 @@ class CoordinatorService(CoordinatorServicer):
                 f"The session cannot be ended: {error}.",
                 "Send session, round and token as the assignment gave them.",
             ) from error
+        require_proof(
+            issuer,
+            FINISH_SESSION,
+            request,
+            request.credentials,
+            key,
+            request.session,
+            is_required=self._proves_sessions,
+        )
         if len(request.shape) > _LONGEST_SHAPE or not _SHAPE_CHARACTERS.issuperset(request.shape):
             raise _refuse(
                 "BAD_SHAPE",
@@ -184,13 +207,16 @@ class CoordinatorService(CoordinatorServicer):
         self._offers[chosen] += 1
         return next(runner for runner in fitting if runner.name == chosen)
 
-    def _answered(self, runner: Runner, answer: Answer, windows: Windows, minimum_examples: int) -> CheckInResponse:
+    def _answered(
+        self, runner: Runner, answer: Answer, windows: Windows, minimum_examples: int, device_key: bytes
+    ) -> CheckInResponse:
         match answer:
             case Drawn(attempt, slot):
                 self._measures.note_check_in("assigned", runner.name)
                 around = runner.around
                 now = around.clock.now_milliseconds()
-                assignment = make_assignment(around.key, self._common(runner, attempt), attempt, slot, now)
+                common = self._common(runner, attempt)
+                assignment = make_assignment(around.token_keys.newest, common, attempt, slot, device_key, now)
                 return CheckInResponse(
                     assignment=assignment, retry_windows=_on_wire(windows), minimum_examples=minimum_examples
                 )
@@ -250,13 +276,7 @@ class CandidatesService(CandidatesServicer):
         return HandOverResponse(leads=True)
 
 
-def _check_caller(request: CheckInRequest) -> None:
-    if len(request.credentials.device_key) != _DEVICE_KEY_BYTES:
-        raise _refuse(
-            "DEVICE_KEY_REQUIRED",
-            f"The device's public key has {len(request.credentials.device_key)} bytes, not {_DEVICE_KEY_BYTES}.",
-            "Send the Ed25519 key that the device made at first use.",
-        )
+def _check_population(request: CheckInRequest) -> None:
     if not 1 <= len(request.population) <= _LONGEST_POPULATION:
         raise _refuse("POPULATION_REQUIRED", "The population is missing or too long.", "Name the app's population.")
 

@@ -16,6 +16,15 @@ class CoordinatorSettings(Settings):
     )
     aggregator_target: str = Field("127.0.0.1:7002", description="where the aggregator's Sums service answers")
     blobs_target: str = Field("", description="Blobs service that devices are told; empty is the aggregator's own")
+    enrolment_token_minutes: float = Field(
+        60.0, ge=1, le=1_440, description="how long an enrolment lasts; devices renew it by themselves"
+    )
+    attestation: str = Field(
+        "", description="package.module:name of what judges a platform's word for a device; empty: any may enrol"
+    )
+    device_calls_per_second: float = Field(
+        10.0, ge=0, description="check-ins of one device in the long run, ten seconds' worth at once; 0: any number"
+    )
     idle_retry_seconds: float = Field(
         60.0, gt=0, le=86_400, description="after which a device returns that found no task; at most twice as long"
     )

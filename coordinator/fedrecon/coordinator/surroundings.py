@@ -10,6 +10,7 @@ from fedrecon.coordinator.sums import Sums
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.clock import Clock
 from fedrecon.ops.journal import Journal
+from fedrecon.ops.key_ring import KeyRing
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Surroundings:
         sums: The aggregator.
         clock: The time.
         measures: What is counted.
-        key: Of round tokens, marks and tickets.
+        key: Of marks, tickets and the names of devices in ledgers: it is never replaced.
+        token_keys: Of tokens and session keys, which are.
         peers: The other coordinators.
         target: Where other coordinators reach this one; empty where there are none.
         blobs_target: Target of a Blobs service told to devices; empty: the aggregator's.
@@ -37,6 +39,7 @@ class Surroundings:
     clock: Clock
     measures: Measures
     key: bytes
+    token_keys: KeyRing
     peers: Peers
     target: str = ""
     blobs_target: str = ""

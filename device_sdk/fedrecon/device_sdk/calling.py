@@ -26,6 +26,7 @@ from fedrecon.v1.blobs_pb2 import FetchRequest
 from fedrecon.v1.common_pb2 import BlobReference, Chunk
 from fedrecon.wire import chunks
 from fedrecon.wire.digests import DIGEST_BYTES, DigestMismatchError, digest_of
+from fedrecon.wire.proofs import NONCE_BYTES, call_mac
 
 Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
@@ -67,6 +68,7 @@ class Line:
         patience: how long to go on trying.
         cache: blobs that are here already.
         deadline: moment of `clock` after which nothing more is tried; None before an assignment.
+        session_key: proves the calls of a session, once one was assigned; empty before, and where none is given.
         departures: what left.
     """
 
@@ -76,6 +78,7 @@ class Line:
     patience: Patience
     cache: BlobCache
     deadline: float | None = None
+    session_key: bytes = b""
     departures: list[Departure] = field(default_factory=list)
 
     @property
@@ -88,18 +91,29 @@ class Line:
         return int.from_bytes(self.entropy(4), "little") / _UINT32
 
     def call(
-        self, target: str, method: Method[Answer], request: Message, seconds: float = CALL_SECONDS
+        self,
+        target: str,
+        method: Method[Answer],
+        request: Message | Callable[[], Message],
+        seconds: float = CALL_SECONDS,
     ) -> Steps[Answer]:
         """Calls a service until it answers.
+
+        Args:
+            target: the service.
+            method: which call.
+            request: what is said: the same bytes with every try; or a function that makes them anew for each.
+            seconds: deadline of a try.
 
         Raises:
             CallFailedError: the service refused.
             UnreachableError: it did not answer.
             TooLateError: the deadline has passed.
         """
-        body = request.SerializeToString(deterministic=True)
+        make = request if callable(request) else _always(self._prove(method, request))
         failures = 0
         while True:
+            body = make().SerializeToString(deterministic=True)
             within = self._within(seconds)
             self.note(method.name, len(body), digest_of(body), target)
             try:
@@ -192,6 +206,7 @@ class Line:
             CallFailedError: the stream broke or the service refused.
             TooLateError: the deadline has passed.
         """
+        self._prove(UPLOAD, header)
 
         def parts() -> Iterator[bytes]:
             yield UploadRequest(header=header).SerializeToString()
@@ -234,6 +249,14 @@ class Line:
             Departure(message, size, digest.hex(), target, moment, reveals or REVEALS[message]),
         )
 
+    def _prove(self, method: Method[Any], request: Message) -> Message:
+        """Puts the session's MAC into a request that has credentials and none yet, and returns it."""
+        holder: Any = getattr(request, "proof", request)
+        if self.session_key and "credentials" in holder.DESCRIPTOR.fields_by_name and not holder.credentials.mac:
+            holder.credentials.nonce = self.entropy(NONCE_BYTES)
+            holder.credentials.mac = call_mac(self.session_key, method.path, request, holder.credentials)
+        return request
+
     def _within(self, seconds: float) -> float:
         """Returns the deadline of a call: its own, or what is left of the participation's."""
         if self.deadline is None:
@@ -242,3 +265,8 @@ class Line:
         if left <= 0:
             raise TooLateError("the time for the report has ended")
         return min(seconds, left)
+
+
+def _always(message: Message) -> Callable[[], Message]:
+    """Returns a function that returns a message."""
+    return lambda: message

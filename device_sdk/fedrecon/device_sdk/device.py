@@ -7,19 +7,19 @@ is stated here and nowhere else: no server can lower it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
 from fedrecon.device_sdk.driving import Result, drive, run_blocking
-from fedrecon.device_sdk.errors import NoModelError, UnreachableError
+from fedrecon.device_sdk.errors import FedreconError, NoModelError, UnreachableError
 from fedrecon.device_sdk.examples import ExampleSource
 from fedrecon.device_sdk.floors import read_floors
 from fedrecon.device_sdk.identity import device_key, public_bytes
@@ -30,6 +30,7 @@ from fedrecon.device_sdk.receipts import Receipt
 from fedrecon.device_sdk.recommender import Recommendation, Recommender
 from fedrecon.device_sdk.serving import fetch_recommender, recommend_from, reconstruct_from
 from fedrecon.device_sdk.session import Circumstances, Ending, take_part
+from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.device_sdk.transport import AsyncTransport, BlockingTransport, Transport
 
 KEY_FILE, BLOBS_FOLDER = "device.key", "blobs"
@@ -47,6 +48,8 @@ class Device:
         secure_sum: `"required"`: an update leaves only under a secure sum; `"allowed"`: also in clear.
         min_group: smallest group that is joined.
         authority: certificate authority of the services, PEM; None for plain connections.
+        attest: asks the platform to vouch for this device, where the services want that: given the word of what is
+            wanted and a challenge, returns the platform's answer.
         recommender: a recommender file that ships with the app.
         inference: target of an Inference service that names the live recommender.
         task: task whose recommender is wanted; the last one taken part in if not given, else the population's name.
@@ -75,6 +78,7 @@ class Device:
         secure_sum: Literal["required", "allowed"] = "required",
         min_group: int = 20,
         authority: bytes | None = None,
+        attest: Callable[[str, bytes], bytes] | None = None,
         recommender: str | Path | None = None,
         inference: str | None = None,
         task: str = "",
@@ -89,6 +93,7 @@ class Device:
         self._home = home
         self._floors = read_floors(trusted_plans, secure_sum, min_group)
         self._authority = authority
+        self._attest = attest
         self._recommender_file = recommender
         self._inference = inference
         self._task = task
@@ -98,7 +103,7 @@ class Device:
         self._entropy = entropy
         self._patience = patience or Patience()
         self._memory = Memory(home)
-        self._key: Ed25519PrivateKey | None = None
+        self._speaker: Speaker | None = None
         self._recommender: Recommender | None = None
         self._receipt = Receipt()
 
@@ -108,17 +113,19 @@ class Device:
         Returns:
             How it ended. Failures of network, services and plans are outcomes, not exceptions.
         """
-        return self._keep(self._block(take_part(self._circumstances())))
+        with self._remembering():
+            return self._keep(self._block(take_part(self._circumstances())))
 
     async def participate_async(self) -> Participation:
         """Takes part in training once, like `participate`, without blocking the event loop."""
-        if self._transport is not None:
-            return self._keep(await drive(take_part(self._circumstances()), self._transport))
-        transport = AsyncTransport(self._authority)
-        try:
-            return self._keep(await drive(take_part(self._circumstances()), transport))
-        finally:
-            await transport.close()
+        with self._remembering():
+            if self._transport is not None:
+                return self._keep(await drive(take_part(self._circumstances()), self._transport))
+            transport = AsyncTransport(self._authority)
+            try:
+                return self._keep(await drive(take_part(self._circumstances()), transport))
+            finally:
+                await transport.close()
 
     def reconstruct(self) -> dict[str, NDArray[Any]]:
         """Returns the user's local parameters by name, made now from all examples. They are for the app alone.
@@ -157,29 +164,36 @@ class Device:
         """Returns all that left the device since its last participation began."""
         return self._receipt
 
-    def forget(self) -> None:
+    def forget(self) -> bool:
         """Removes the device's key, its memory, its receipt and its own cache; the app's examples stay its own.
 
-        The next participation is that of a new device. What was reported before cannot be called back: it is a part
-        of sums.
+        A device that was enrolled asks the services first to forget its key and when it took part. The next
+        participation is that of a new device. What was reported before cannot be called back: it is a part of sums.
+
+        Returns:
+            Whether the services hold nothing of this device any more. Without an answer from them all is removed here
+            all the same, and what they hold is good for nothing without the key, and runs out.
         """
+        is_forgotten = True
+        if self._memory.enrolment is not None:
+            try:
+                self._fetch(self._speaking().forget)
+            except FedreconError:
+                is_forgotten = False
         self._memory.clear()
         self._receipt = Receipt()
-        self._key, self._recommender = None, None
+        self._speaker, self._recommender = None, None
         if self._owns_cache:
             self._cache.clear()
         if self._home is not None:
             (self._home / KEY_FILE).unlink(missing_ok=True)
+        return is_forgotten
 
     def _circumstances(self) -> Circumstances:
-        if self._key is None:
-            self._key = device_key(self._home / KEY_FILE if self._home is not None else None)
         return Circumstances(
-            coordinator=self._server,
             population=self._population,
             floors=self._floors,
-            device_key=public_bytes(self._key),
-            sign=self._key.sign,
+            speaker=self._speaking(),
             examples=self._examples,
             minimum_examples=self._memory.minimum_examples,
             cache=self._cache,
@@ -188,6 +202,21 @@ class Device:
             wall_clock=time.time,
             patience=self._patience,
         )
+
+    def _speaking(self) -> Speaker:
+        if self._speaker is None:
+            key = device_key(self._home / KEY_FILE if self._home is not None else None)
+            enrolment = self._memory.enrolment
+            self._speaker = Speaker(self._server, public_bytes(key), key.sign, self._attest, enrolment)
+        return self._speaker
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Keeps the token that the device got, however its work ends."""
+        try:
+            yield
+        finally:
+            self._memory.keep_enrolment(None if self._speaker is None else self._speaker.enrolment)
 
     def _keep(self, ending: Ending) -> Participation:
         self._memory.keep(ending.minimum_examples, ending.assignment)

@@ -1,19 +1,21 @@
-"""What a device remembers between participations: how many examples are needed, and its last assignment.
+"""What a device remembers between participations: how many examples are needed, its last assignment, its enrolment.
 
-Neither names an example. Without a folder it is remembered as long as the process lives.
+None names an example. Without a folder it is remembered as long as the process lives.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from fedrecon.device_sdk.files import write_atomically
+from fedrecon.device_sdk.speaking import Enrolment
 from fedrecon.v1.coordinator_pb2 import Assignment
 
-STATE, ASSIGNMENT = "state.json", "assignment.bin"
+STATE, ASSIGNMENT, ENROLMENT = "state.json", "assignment.bin", "enrolment.json"
 
 
 class Memory:
@@ -27,8 +29,20 @@ class Memory:
         self._folder = folder
         self.minimum_examples = 0
         self.assignment: Assignment | None = None
+        self.enrolment: Enrolment | None = None
         if folder is not None:
             self._read(folder)
+
+    def keep_enrolment(self, enrolment: Enrolment | None) -> None:
+        """Remembers the token of this device's key."""
+        changed, self.enrolment = enrolment != self.enrolment, enrolment
+        if not changed or self._folder is None:
+            return
+        if enrolment is None:
+            (self._folder / ENROLMENT).unlink(missing_ok=True)
+            return
+        kept = {**asdict(enrolment), "token": enrolment.token.hex()}
+        write_atomically(self._folder / ENROLMENT, json.dumps(kept).encode())
 
     def keep(self, minimum_examples: int, assignment: Assignment | None) -> None:
         """Remembers what the last participation told; an absent assignment leaves the one before.
@@ -45,16 +59,17 @@ class Memory:
             return
         kept = Assignment()
         kept.CopyFrom(assignment)
-        kept.ClearField("round_token")  # a secret of the session that has ended
+        kept.ClearField("round_token")  # secrets of the session that has ended
+        kept.ClearField("session_key")
         self.assignment = kept
         if self._folder is not None:
             write_atomically(self._folder / ASSIGNMENT, kept.SerializeToString())
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.minimum_examples, self.assignment = 0, None
+        self.minimum_examples, self.assignment, self.enrolment = 0, None, None
         if self._folder is not None:
-            for name in (STATE, ASSIGNMENT):
+            for name in (STATE, ASSIGNMENT, ENROLMENT):
                 (self._folder / name).unlink(missing_ok=True)
 
     def _read(self, folder: Path) -> None:
@@ -67,3 +82,9 @@ class Memory:
             self.assignment = Assignment.FromString((folder / ASSIGNMENT).read_bytes())
         except (FileNotFoundError, DecodeError):
             self.assignment = None
+        try:
+            kept = json.loads((folder / ENROLMENT).read_bytes())
+            token, renewed_after, expires = bytes.fromhex(kept["token"]), kept["renewed_after"], kept["expires"]
+            self.enrolment = Enrolment(token, float(renewed_after), float(expires))
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            self.enrolment = None

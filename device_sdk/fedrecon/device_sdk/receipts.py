@@ -14,6 +14,10 @@ from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.coordinator_pb2 import Assignment
 
 REVEALS = {
+    "Challenge": "that the owner of this device's public key is about to enrol",
+    "Enrol": "that this device holds its key; and what the app's platform says of the device, where that is asked for",
+    "Renew": "that this device is still there",
+    "Forget": "that this device's key shall be forgotten",
     "CheckIn": "this device's public key, its population and SDK version, what the app insists on; no example",
     "Fetch": "that this device runs this plan with this checkpoint: the same for every device of the round",
     "Join": "that this session has a report ready",

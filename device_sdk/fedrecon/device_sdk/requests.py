@@ -16,6 +16,7 @@ from fedrecon.v1.aggregator_pb2 import JoinResponse, ShareResponse, UnmaskRespon
 from fedrecon.v1.blobs_pb2 import FetchResponse
 from fedrecon.v1.common_pb2 import Chunk
 from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse
+from fedrecon.v1.enrolment_pb2 import ChallengeResponse, EnrolResponse, ForgetResponse, RenewResponse
 from fedrecon.v1.inference_pb2 import GetRecommenderResponse
 
 Answer = TypeVar("Answer", bound=Message)
@@ -39,6 +40,10 @@ class Method(Generic[Answer]):
         return self.path.rpartition("/")[2]
 
 
+CHALLENGE = Method("/fedrecon.v1.Enrolment/Challenge", ChallengeResponse)
+ENROL = Method("/fedrecon.v1.Enrolment/Enrol", EnrolResponse)
+RENEW = Method("/fedrecon.v1.Enrolment/Renew", RenewResponse)
+FORGET = Method("/fedrecon.v1.Enrolment/Forget", ForgetResponse)
 CHECK_IN = Method("/fedrecon.v1.Coordinator/CheckIn", CheckInResponse)
 FINISH_SESSION = Method("/fedrecon.v1.Coordinator/FinishSession", FinishSessionResponse)
 JOIN = Method("/fedrecon.v1.Aggregator/Join", JoinResponse)

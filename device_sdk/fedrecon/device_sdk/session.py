@@ -32,6 +32,7 @@ from fedrecon.device_sdk.neighbourhood import MaskTerms
 from fedrecon.device_sdk.participation import Fate, Outcome, Participation
 from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, Compute, Sleep
 from fedrecon.device_sdk.runtime import Seeds
+from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.common_pb2 import Credentials, RetryWindow, RetryWindows
 from fedrecon.v1.coordinator_pb2 import (
@@ -63,11 +64,9 @@ class Circumstances:
     """All that a participation depends on.
 
     Attributes:
-        coordinator: its target.
         population: the app's population.
         floors: what the app insists on.
-        device_key: the device's public key, 32 bytes.
-        sign: signs with its private half.
+        speaker: who speaks; it keeps the newest token, whatever becomes of the participation.
         examples: the app's examples.
         minimum_examples: what the coordinator last said; 0 if it never spoke.
         cache: blobs that are here already.
@@ -77,11 +76,9 @@ class Circumstances:
         patience: how long to go on trying.
     """
 
-    coordinator: str
     population: str
     floors: Floors
-    device_key: bytes
-    sign: Callable[[bytes], bytes]
+    speaker: Speaker
     examples: ExampleSource
     minimum_examples: int
     cache: BlobCache
@@ -122,9 +119,8 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
     if count < max(known.minimum_examples, 1):
         message = f"{count} examples; the tasks of {known.population!r} need {max(known.minimum_examples, 1)}"
         return Ending(Participation(Outcome.TOO_FEW_EXAMPLES, "TOO_FEW_EXAMPLES", message), known.minimum_examples)
-    credentials = Credentials(device_key=known.device_key)
     try:
-        answer = yield from _check_in(known, line, credentials)
+        answer = yield from _check_in(known, line)
     except FedreconError as error:
         outcome = Outcome.UNREACHABLE if isinstance(error, UnreachableError) else Outcome.FAILED
         window = error.retry_milliseconds if isinstance(error, CallFailedError) else None
@@ -142,26 +138,26 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
             receipt=line.receipt,
         )
         return Ending(participation, answer.minimum_examples)
-    session = Session(answer.assignment, credentials, line)
+    session = Session(answer.assignment, Credentials(device_key=known.speaker.device_key), line)
+    line.session_key = answer.assignment.session_key
     line.deadline = known.clock() + answer.assignment.report_within_milliseconds / 1000
     participation = yield from _work(known, session, seeds, answer.retry_windows)
     assignment = answer.assignment if session.material is not None else None
     return Ending(participation, answer.minimum_examples, assignment)
 
 
-def _check_in(known: Circumstances, line: Line, credentials: Credentials) -> Steps[CheckInResponse]:
+def _check_in(known: Circumstances, line: Line) -> Steps[CheckInResponse]:
     """Checks in, and keeps its place while the selection is open."""
     ticket = b""
     while True:
         request = CheckInRequest(
-            credentials=credentials,
             population=known.population,
             sdk_version=SDK_VERSION,
             plan_formats=manifests.PLAN_FORMATS,
             floors=known.floors.message(),
             ticket=ticket,
         )
-        answer = yield from line.call(known.coordinator, CHECK_IN, request, CHECK_IN_SECONDS)
+        answer = yield from known.speaker.call(line, CHECK_IN, request, CHECK_IN_SECONDS)
         if answer.WhichOneof("answer") != "ticket":
             return answer
         ticket = answer.ticket.ticket
@@ -189,7 +185,7 @@ def _work(known: Circumstances, session: Session, seeds: Seeds, windows: RetryWi
         shape=session.shape,
     )
     try:
-        finished = yield from session.line.call(known.coordinator, FINISH_SESSION, request)
+        finished = yield from session.line.call(known.speaker.coordinator, FINISH_SESSION, request)
     except FedreconError as error:
         message = message or f"the report was acknowledged, but the session could not be ended: {error}"
         fate = Fate.PENDING if outcome is Outcome.UPLOADED else Fate.NONE
@@ -276,14 +272,14 @@ def _masking(known: Circumstances, session: Session, report: Report) -> Masking:
     terms = MaskTerms(
         round_key=assignment.round,
         session=assignment.session,
-        device_key=known.device_key,
+        device_key=known.speaker.device_key,
         kind=assignment.kind,
         plan_digest=assignment.plan.digest,
         checkpoint_digest=assignment.checkpoint.digest,
         fixed_point=report.fixed_point,
         minimum_group=assignment.secure_sum.minimum_group,
     )
-    return Masking(known.entropy, known.sign, known.floors.minimum_group, terms)
+    return Masking(known.entropy, known.speaker.sign, known.floors.minimum_group, terms)
 
 
 def _milliseconds(window: RetryWindow) -> tuple[int, int] | None:

@@ -103,9 +103,9 @@ def open_sync_channel(target: str, home: Path | None = None) -> Iterator[grpc.Ch
         channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
     else:
         channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
-    key = settings.round_token_key_bytes
+    keys = settings.round_token_keys
     with channel:
-        yield channel if key is None else grpc.intercept_channel(channel, ProvingCommands(key))
+        yield channel if keys is None else grpc.intercept_channel(channel, ProvingCommands(keys.newest))
 
 
 def require_answer(target: str) -> None:

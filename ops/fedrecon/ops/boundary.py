@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import secrets
 import time
@@ -25,12 +26,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.service_identity import PROOF_METADATA, is_proof
 from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow
 
 ERROR_METADATA = "fedrecon-error-bin"
+_RETRY_SPREAD_MILLISECONDS = 2_000
 
 REFUSAL_CODES = frozenset(
     {
@@ -109,6 +112,23 @@ class Refusal(Exception):  # noqa: N818 - an answer to the caller, not an error 
 def _cut(text: str, longest: int) -> str:
     """Returns the beginning of a text, at most so many bytes of UTF-8."""
     return text.encode(errors="replace")[:longest].decode(errors="ignore")
+
+
+def too_many_calls(who: str, seconds: float) -> Refusal:
+    """The answer to who calls too often.
+
+    Args:
+        who: What callers are counted by, for people: `device`, `address`.
+        seconds: After which it may call again.
+    """
+    wait = math.ceil(seconds * 1000)
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "TOO_MANY_CALLS",
+        f"This {who} calls too often.",
+        "Come back when the retry window says.",
+        retry_milliseconds=(wait, wait + _RETRY_SPREAD_MILLISECONDS),
+    )
 
 
 _refusals_of_exceptions: dict[type[Exception], Refusal] = {}
@@ -191,16 +211,16 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     Args:
         metrics: Where calls are counted and timed.
-        service_key: Key that the services of the deployment share; None where none is called by others.
+        service_keys: Keys that the services of the deployment share; None where none is called by others.
 
     Attributes:
         idle: Set while no call (health and reflection aside) is under way.
         internal: Names of services, `package.Service`, that only services and operators may call.
     """
 
-    def __init__(self, metrics: Metrics, service_key: bytes | None = None) -> None:
+    def __init__(self, metrics: Metrics, service_keys: KeyRing | None = None) -> None:
         self._metrics = metrics
-        self._service_key = service_key
+        self._service_keys = service_keys
         self.internal: set[str] = set()
         self._running = 0
         self.idle = asyncio.Event()
@@ -289,8 +309,8 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _require_service(self, method: str, context: Any) -> None:
         proofs = [value for key, value in context.invocation_metadata() or () if key == PROOF_METADATA]
         now = time.time_ns() // 1_000_000
-        key = self._service_key
-        if key is None or not any(isinstance(proof, bytes) and is_proof(key, method, proof, now) for proof in proofs):
+        keys = self._service_keys
+        if keys is None or not any(isinstance(proof, bytes) and is_proof(keys, method, proof, now) for proof in proofs):
             raise Refusal(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "SERVICE_IDENTITY_REQUIRED",

@@ -177,7 +177,7 @@ async def serve(
         await asyncio.to_thread(ready_file.unlink, missing_ok=True)
     metrics = metrics or Metrics.create(name)
     stopping = stopping or asyncio.Event()
-    boundary = Boundary(metrics, settings.round_token_key_bytes)
+    boundary = Boundary(metrics, settings.round_token_keys)
     server = grpc.aio.server(interceptors=[boundary], options=SERVER_OPTIONS)
     failure: Exception | None = None
     async with contextlib.AsyncExitStack() as resources:

@@ -18,19 +18,47 @@ from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import KEY_BYTES, Settings, variable_of
 
 KEYS_FILE = "keys.json"
-_FIELDS = ("seal_key", "round_token_key")
+_NEEDED = ("seal_key", "round_token_key")
+_MADE = (*_NEEDED, "ledger_key")
+_FIELDS = (*_MADE, "round_token_old_keys")
 
 
 def make_keys(home: Path) -> None:
     """Make the keys of a home that has none, whole or not at all."""
+    if not (home / KEYS_FILE).exists():
+        _write(home, {variable_of(name): secrets.token_hex(KEY_BYTES) for name in _MADE})
+
+
+def rotate_keys(home: Path) -> None:
+    """Make a new key of tokens and proofs; the one before is still accepted, and earlier ones no more.
+
+    The stack uses it from its next start: rounds under way go on, since what the old key made is still good.
+
+    Raises:
+        UserMistake: The home has no keys, or they are damaged.
+    """
+    before = with_keys(Settings(), home)
+    if not (home / KEYS_FILE).exists():
+        raise UserMistake(f"No stack was ever on {home}: there are no keys.", "Name its home with FEDRECON_HOME.")
+    old, ledger = before.round_token_key.get_secret_value(), before.ledger_key.get_secret_value()
+    _write(
+        home,
+        {
+            variable_of("seal_key"): before.seal_key.get_secret_value(),
+            variable_of("round_token_key"): secrets.token_hex(KEY_BYTES),
+            variable_of("round_token_old_keys"): old,
+            variable_of("ledger_key"): ledger or old,
+        },
+    )
+
+
+def _write(home: Path, content: dict[str, str]) -> None:
     path = home / KEYS_FILE
-    if path.exists():
-        return
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({variable_of(name): secrets.token_hex(KEY_BYTES) for name in _FIELDS}, file)
+            json.dump(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -50,10 +78,12 @@ def with_keys(settings: Settings, home: Path) -> Settings:
     try:
         kept: dict[str, str] = json.loads(path.read_text())
         missing = {
-            name: SecretStr(kept[variable_of(name)])
+            name: SecretStr(kept[variable_of(name)] if name in _NEEDED else kept.get(variable_of(name), ""))
             for name in _FIELDS
             if not getattr(settings, name).get_secret_value()
         }
+        if settings.round_token_key.get_secret_value():  # with its own old ones, or none
+            missing.pop("round_token_old_keys", None)
     except (FileNotFoundError, PermissionError):  # no stack was ever here, or it is somebody else's
         return settings
     except (ValueError, KeyError, TypeError) as error:

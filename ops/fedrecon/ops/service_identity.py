@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from fedrecon.ops.clock import Clock, SystemClock
+from fedrecon.ops.key_ring import KeyRing
 
 PROOF_METADATA = "fedrecon-service-bin"
 PROOF_MILLISECONDS = 60_000
@@ -31,10 +32,10 @@ def prove(key: bytes, method: str, now_unix_milliseconds: int) -> bytes:
     return expiry + _mac(key, method, expiry)
 
 
-def is_proof(key: bytes, method: str, proof: bytes, now_unix_milliseconds: int) -> bool:
+def is_proof(keys: KeyRing, method: str, proof: bytes, now_unix_milliseconds: int) -> bool:
     """Whether this is a proof for this method that has not expired and was not made far in the future."""
     expiry, mac = proof[:_EXPIRY_BYTES], proof[_EXPIRY_BYTES:]
-    if not hmac.compare_digest(mac, _mac(key, method, expiry)):
+    if keys.find(lambda key: hmac.compare_digest(mac, _mac(key, method, expiry))) is None:
         return False
     until = int.from_bytes(expiry, "little")
     return now_unix_milliseconds <= until <= now_unix_milliseconds + 2 * PROOF_MILLISECONDS

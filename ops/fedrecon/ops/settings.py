@@ -24,6 +24,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.mistakes import UserMistake
 
 PREFIX = "FEDRECON_"
@@ -104,7 +105,16 @@ class Settings(BaseSettings):
     seal_key: SecretStr = Field(SecretStr(""), description="64 hex digits: seals snapshots and staged updates on disk")
     round_token_key: SecretStr = Field(
         SecretStr(""),
-        description="64 hex digits, the same for all services and operators: signs round tokens and proves who calls",
+        description="64 hex digits, the same for all services: makes tokens and session keys, and proves who calls",
+    )
+    round_token_old_keys: SecretStr = Field(
+        SecretStr(""), description="keys of that kind that are still accepted, with commas between: see key rotation"
+    )
+    ledger_key: SecretStr = Field(
+        SecretStr(""), description="64 hex digits, never replaced: names devices in ledgers; empty: the round token key"
+    )
+    enrolment: Literal["required", "off"] = Field(
+        "required", description="whether only enrolled devices are heard, and only calls that they prove"
     )
     drain_seconds: float = Field(25.0, ge=0, le=3600, description="time that running calls have to end at shutdown")
 
@@ -132,7 +142,14 @@ class Settings(BaseSettings):
     def _empty_is_none(cls, value: object) -> object:
         return value or None
 
-    @field_validator("seal_key", "round_token_key")
+    @field_validator("round_token_old_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        for key in filter(None, value.get_secret_value().split(",")):
+            cls._is_a_key(SecretStr(key.strip()))
+        return value
+
+    @field_validator("seal_key", "round_token_key", "ledger_key")
     @classmethod
     def _is_a_key(cls, value: SecretStr) -> SecretStr:
         if re.fullmatch(rf"([0-9a-fA-F]{{{2 * KEY_BYTES}}})?", value.get_secret_value()) is None:
@@ -175,9 +192,16 @@ class Settings(BaseSettings):
         return bytes.fromhex(self.seal_key.get_secret_value()) or None
 
     @property
-    def round_token_key_bytes(self) -> bytes | None:
-        """The key of round tokens, 32 bytes, or None if there is none."""
-        return bytes.fromhex(self.round_token_key.get_secret_value()) or None
+    def round_token_keys(self) -> KeyRing | None:
+        """The keys of tokens and proofs, 32 bytes each, or None if there is none."""
+        newest = bytes.fromhex(self.round_token_key.get_secret_value())
+        older = filter(None, self.round_token_old_keys.get_secret_value().split(","))
+        return KeyRing(newest, tuple(bytes.fromhex(key) for key in older)) if newest else None
+
+    @property
+    def ledger_key_bytes(self) -> bytes | None:
+        """The key under which devices have names in ledgers, 32 bytes, or None if there is none."""
+        return bytes.fromhex(self.ledger_key.get_secret_value() or self.round_token_key.get_secret_value()) or None
 
 
 def is_service_link(name: str, value: str) -> bool:

@@ -228,6 +228,6 @@ def open_service_channel(target: str, settings: Settings) -> grpc.aio.Channel:
     Raises:
         UserMistake: A file cannot be read.
     """
-    key = settings.round_token_key_bytes
-    interceptors = proving_interceptors(key) if key is not None else []
+    keys = settings.round_token_keys
+    interceptors = proving_interceptors(keys.newest) if keys is not None else []
     return open_channel(target, settings.tls_server_authority, settings.tls_certificate, settings.tls_key, interceptors)

@@ -258,6 +258,15 @@ class Journal(Protocol):
         """
         ...
 
+    async def forget(self, task: str, key: str) -> None:
+        """Remove a key that was noted; nothing happens if it was not.
+
+        Args:
+            task: Task it belongs to.
+            key: As it was given to `remember`.
+        """
+        ...
+
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order."""
         ...

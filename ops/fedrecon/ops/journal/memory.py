@@ -161,6 +161,10 @@ class MemoryJournal:
         owner.forget_passed(now)
         return True
 
+    async def forget(self, task: str, key: str) -> None:
+        """Remove a key that was noted. See `Journal.forget`."""
+        self._owner(task).remembered.pop(checked_name(key), None)
+
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order. See `Journal.streams`."""
         return tuple(

@@ -169,6 +169,10 @@ class RedisJournal:
         )
         return noted is None or noted == mine
 
+    async def forget(self, task: str, key: str) -> None:
+        """Remove a key that was noted. See `Journal.forget`."""
+        await self._shared.call("DEL", _key(task, "remembered", key))
+
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order. See `Journal.streams`."""
         bounds = ("-", "+") if not prefix else (f"[{checked_name(prefix)}", f"({prefix}\x7f")
