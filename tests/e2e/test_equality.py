@@ -32,7 +32,7 @@ CLIENTS = 4  # of every round, compared with torch
 
 CASES = {
     # The defaults, but in groups of four: what a sum is does not depend on who was added to which.
-    "ridge": ("secure_sum.maximum_reports=4", "secure_sum.maximum_weight=20"),
+    "ridge": ("secure_sum.maximum_reports=8", "secure_sum.minimum_group=4", "secure_sum.maximum_weight=20"),
     # All that is drawn counts, and the optimizer remembers two moments.
     "gradient": (
         "work.split=BY_FRACTION",

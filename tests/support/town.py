@@ -113,4 +113,5 @@ DEFAULTS = (
     "rounds.selection_milliseconds=200",
     "rounds.reporting_milliseconds=8000",
     "rounds.retry_milliseconds=200",
+    "secure_sum.minimum_group=5",
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedrecon.aggregator import attempts, group_events, summing
+from fedrecon.aggregator.device_service import CODES
 from fedrecon.coordinator import entries, forgotten, round_events, tasks
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.session import CHECK_IN_SECONDS
@@ -21,7 +22,9 @@ REASON = re.compile(r"[A-Z][A-Z]+(?:_[A-Z]+)*")
 FACING_DEVICES = (
     "aggregator/fedrecon/aggregator/device_service.py",
     "aggregator/fedrecon/aggregator/ingest.py",
+    "aggregator/fedrecon/aggregator/secagg_plus.py",
     "aggregator/fedrecon/aggregator/summing.py",
+    "aggregator/fedrecon/aggregator/trusted.py",
     "coordinator/fedrecon/coordinator/enrolment_service.py",
     "coordinator/fedrecon/coordinator/service.py",
     "coordinator/fedrecon/coordinator/speakers.py",
@@ -30,6 +33,7 @@ FACING_DEVICES = (
     "ops/fedrecon/ops/session_calls.py",
     "ops/fedrecon/ops/storage_refusals.py",
 )
+CODES_OF_KINDS = {kind: code.name for kind, code in CODES.items()}
 FOR_SERVICES_ONLY = {"SUM_LOST", "SERVICE_IDENTITY_REQUIRED"}
 
 
@@ -38,9 +42,13 @@ def refusals_in(path: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
-        if node.func.id not in {"Refusal", "refuse_as", "_refuse"}:
+        if node.func.id not in {"Refusal", "refuse_as", "_refuse", "MessageRefusedError"}:
             continue
-        code = next((each.attr for each in node.args if isinstance(each, ast.Attribute) and each.attr.isupper()), "")
+        words = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        kind = CODES_OF_KINDS.get(words[0]) if node.func.id == "MessageRefusedError" and words else None
+        code = kind or next(
+            (each.attr for each in node.args if isinstance(each, ast.Attribute) and each.attr.isupper()), ""
+        )
         for each in node.args:
             if isinstance(each, ast.Constant) and isinstance(each.value, str) and REASON.fullmatch(each.value):
                 yield each.value, code

@@ -48,11 +48,12 @@ _Proved = JoinRequest | ShareRequest | UploadStatusRequest | UploadHeader | Unma
 _PATIENCE_SECONDS = 20.0
 """How long a call waits for the others of its group; the device asks again after that."""
 
-_CODES = {
+CODES = {
     "late": grpc.StatusCode.FAILED_PRECONDITION,
     "invalid": grpc.StatusCode.INVALID_ARGUMENT,
     "differs": grpc.StatusCode.ALREADY_EXISTS,
 }
+"""What a protocol's refusal of a message is on the wire, by its kind."""
 
 
 class DeviceService(AggregatorServicer):
@@ -292,7 +293,7 @@ class DeviceService(AggregatorServicer):
         try:
             return await summing.exchange(session, message, _PATIENCE_SECONDS)
         except MessageRefusedError as error:
-            raise Refusal(_CODES[error.kind], error.reason, f"{error}.", error.advice) from error
+            raise Refusal(CODES[error.kind], error.reason, f"{error}.", error.advice) from error
 
     def _count_rejected(self, outcome: str, reason: str | None) -> None:
         self._measures.shared.reports_total.labels(outcome=outcome).inc()

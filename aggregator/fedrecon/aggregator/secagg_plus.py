@@ -60,7 +60,7 @@ _KEY_BYTES = 32
 _SIGNATURE_BYTES = 64
 _SMALLEST_GROUP = 3
 _QUIET_SHARE = 4
-"""A group that has the reports it wants begins when nobody came for a quarter of a phase."""
+"""A group that has as many members as it needs goes on when nobody came for a quarter of a phase."""
 
 _ENDED = frozenset({Phase.CLOSED, Phase.ABORTED})
 
@@ -78,7 +78,7 @@ class SecAggPlusSum:
         self._entropy = entropy
         self._joins: dict[bytes, JoinRequest] = {}
         self._keys: set[bytes] = set()
-        self._joined_at = 0
+        self._heard_at = 0
         self._members: tuple[Member, ...] = ()
         self._roster: Roster | None = None
         self._shares: dict[int, ShareRequest] = {}
@@ -117,7 +117,7 @@ class SecAggPlusSum:
             case JoinRequest():
                 self._receive_keys(group, session, message, now)
             case ShareRequest():
-                self._receive_shares(group, session, message)
+                self._receive_shares(group, session, message, now)
             case UnmaskRequest():
                 self._receive_revealed(group, session, message)
             case _:
@@ -138,13 +138,16 @@ class SecAggPlusSum:
     def due(self, group: Group, now: int, since: int, *, closing: bool) -> Due | None:
         """Returns the next step once everybody has sent what the phase asks for, or its time is over."""
         is_late = now >= since + self._config.phase_milliseconds
+        is_quiet = now >= self._heard_at + self._config.phase_milliseconds // _QUIET_SHARE
         match group.phase:
             case Phase.JOINING:
                 ends = max(self._config.joining_ends_milliseconds, since + self._config.phase_milliseconds)
-                return self._due_joining(group, now, is_over=closing or now >= ends)
+                return self._due_joining(group, now, is_over=closing or now >= ends, is_quiet=is_quiet)
             case Phase.SHARING if closing:
                 return _given_up(group, "TOO_FEW_SHARES", now)
             case Phase.SHARING if is_late or len(self._shares) == len(group.indices):
+                return self._due_sharing(group, now)
+            case Phase.SHARING if is_quiet and len(self._shares) >= self._wanted:
                 return self._due_sharing(group, now)
             case Phase.UPLOADING if closing or is_late or len(group.reports) == len(self._shares):
                 enough = self._can_be_unmasked(group, group.survivors)
@@ -156,6 +159,11 @@ class SecAggPlusSum:
 
     def check(self, report: Vector) -> None:
         """Looks at nothing: a masked vector is random."""
+
+    @property
+    def _wanted(self) -> int:
+        """Reports that are wanted of this group."""
+        return -(-self._config.report_goal // self._config.group_count)
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
@@ -185,12 +193,12 @@ class SecAggPlusSum:
                 )
             self._keys |= set(keys[:3])
             self._joins[session] = message
-            self._joined_at = now
+            self._heard_at = now
 
-    def _due_joining(self, group: Group, now: int, *, is_over: bool) -> Keep | Aborted | None:
-        count, wanted = len(self._joins), -(-self._config.report_goal // self._config.group_count)
-        is_quiet = count >= wanted and now >= self._joined_at + self._config.phase_milliseconds // _QUIET_SHARE
-        if not (is_over or is_quiet or count >= self._config.group_members):
+    def _due_joining(self, group: Group, now: int, *, is_over: bool, is_quiet: bool) -> Keep | Aborted | None:
+        count = len(self._joins)
+        has_enough = count >= self._config.group_members or (is_quiet and count >= self._wanted)
+        if not (is_over or has_enough):
             return None
         if count < max(_SMALLEST_GROUP, self._config.minimum_group):
             return _given_up(group, "TOO_FEW_MEMBERS", now) if is_over else None
@@ -225,7 +233,7 @@ class SecAggPlusSum:
 
     # -- shares --------------------------------------------------------------------------------------------------------
 
-    def _receive_shares(self, group: Group, session: bytes, message: ShareRequest) -> None:
+    def _receive_shares(self, group: Group, session: bytes, message: ShareRequest, now: int) -> None:
         index = group.indices.get(session)
         if index is None or group.phase in _ENDED or (group.phase is not Phase.SHARING and index not in self._shares):
             raise _too_late()
@@ -236,6 +244,7 @@ class SecAggPlusSum:
             return
         with _refusing_invalid():
             check_shares(index, self._known_roster(group).neighbours[index], message.shares, message.seed_commitment)
+        self._heard_at = now
         self._shares[index] = ShareRequest(shares=message.shares, seed_commitment=message.seed_commitment)
 
     def _due_sharing(self, group: Group, now: int) -> Keep | Aborted:

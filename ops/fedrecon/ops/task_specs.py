@@ -38,7 +38,8 @@ DEFAULTS: Mapping[str, Any] = {
     "work": {"split": "ALTERNATE_BATCHES", "minimum_examples": 10},
     # Adagrad was best for Federated Reconstruction (Singhal et al. 2021, table 1).
     "optimizer": {"rule": "ADAGRAD", "rate": 0.1, "adaptivity": 1e-3},
-    "secure_sum": {"protocol": "TRUSTED", "ring_bits": 32, "maximum_weight": 100, "minimum_group": 1},
+    # Apps ask for groups of 20 unless they say otherwise.
+    "secure_sum": {"protocol": "SECAGG_PLUS", "ring_bits": 32, "maximum_weight": 100, "minimum_group": 20},
 }
 
 _ENUM_PREFIXES = {

@@ -63,8 +63,6 @@ class Configuration:
             "work.minimum_examples=10",
             "optimizer.rule=ADAGRAD",
             f"optimizer.rate={self.server_rate}",
-            "secure_sum.protocol=SECAGG_PLUS",
-            "secure_sum.minimum_group=20",
             f"secure_sum.maximum_weight={self.maximum_weight}",
             f"work.hyperparameters.reconstruct.ridge={self.ridge}",
             f"work.hyperparameters.update.rate={self.update_rate}",
