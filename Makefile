@@ -62,6 +62,15 @@ bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench pacing --json
 	$(BIN)/fedrecon bench secure-sum --json
 
+.PHONY: bench-peers
+bench-peers: setup .peers/flower/.installed ## Run Flower's secure sums beside ours
+	$(BIN)/fedrecon bench secure-sum-peers --python .peers/flower/bin/python --json
+
+.peers/flower/.installed:
+	$(PYTHON) -m venv .peers/flower
+	.peers/flower/bin/pip install --quiet --disable-pip-version-check 'flwr==1.41.*'
+	@touch $@
+
 .PHONY: demo
 demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1
 	@$(BIN)/fedrecon demo $(if $(DATA),--data '$(DATA)') $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json)
@@ -72,6 +81,6 @@ up: setup ## Run a local stack until Ctrl-C
 
 .PHONY: clean
 clean: ## Remove what was built, and the local stack's data
-	rm -rf $(VENV) .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) .peers .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f protos/fedrecon/v1/*_pb2*

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from fedrecon.benchmarks import secure_sum
 from fedrecon.benchmarks.masked_group import SimulatedGroup
+from fedrecon.benchmarks.secure_sum_peers import measure_peers
+from fedrecon.ops.mistakes import UserMistake
 from fedrecon.wire.fixed_point import Vector
 
 CASE = secure_sum.Case(members=50, parameters=300, drop_out=0.1)
@@ -47,3 +51,9 @@ def test_a_simulated_sum_that_is_not_the_true_one_is_no_figure(monkeypatch: pyte
 def test_the_promised_figures_are_those_of_a_thousand_members() -> None:
     assert (secure_sum.PROMISED.members, secure_sum.PROMISED.parameters) == (1_000, 185_300)
     assert secure_sum.PROMISED in secure_sum.CASES
+
+
+def test_a_peer_that_is_not_installed_is_said_to_be() -> None:
+    with pytest.raises(UserMistake, match="Flower did not run") as raised:
+        measure_peers(Path(sys.executable))
+    assert "make bench-peers" in str(raised.value.advice)

@@ -84,6 +84,18 @@ def secure_sum(as_json: AsJson = False) -> None:
     _print(result_of("secure-sum", measure_secure_sum()), as_json=as_json)
 
 
+@bench.command("secure-sum-peers")
+def secure_sum_peers(
+    python: Annotated[Path, typer.Option("--python", help="the Python of an environment that has Flower")],
+    as_json: AsJson = False,
+) -> None:
+    """Run the SecAgg+ functions of Flower at the same sizes as ours."""
+    from fedrecon.benchmarks.measures import result_of
+    from fedrecon.benchmarks.secure_sum_peers import measure_peers
+
+    _print(result_of("secure-sum-peers", measure_peers(python)), as_json=as_json)
+
+
 def _print(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)

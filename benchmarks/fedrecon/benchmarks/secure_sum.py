@@ -74,7 +74,7 @@ CASES = (
 )
 
 _MEASURED_CLIENTS = 3
-_WORKERS = 2
+WORKERS = 2
 _TURNS = 5
 
 
@@ -85,8 +85,8 @@ def measure_secure_sum() -> list[Measure]:
         Times and bytes of each size, and those that were promised.
     """
     measures: list[Measure] = []
-    with ProcessPoolExecutor(_WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
-        list(executor.map(time.sleep, [0.5] * _WORKERS))  # both processes are there before anything is timed
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
+        list(executor.map(time.sleep, [0.5] * WORKERS))  # both processes are there before anything is timed
         for case in CASES:
             measures += measure(case, executor)
     return measures
@@ -261,7 +261,7 @@ def _open(
     for index, content in reveals.items():
         revealed[index] = UnmaskRequest.FromString(content).shares
         unmasking.check_reveal(index, group, revealed[index])
-    return unmasking.unmask(masked, group, revealed, executor, 1 if executor is None else _WORKERS)
+    return unmasking.unmask(masked, group, revealed, executor, 1 if executor is None else WORKERS)
 
 
 def _plain_seconds(simulated: SimulatedGroup) -> float:
