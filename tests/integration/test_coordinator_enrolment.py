@@ -15,6 +15,7 @@ from fedrecon.coordinator.assignments import participation_of
 from fedrecon.coordinator.attestation import AttestationRefused, load_attestation
 from fedrecon.coordinator.enrolment import issue_challenge, issue_enrolment
 from fedrecon.coordinator.round_state import Phase
+from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.key_ring import KeyRing
@@ -288,3 +289,31 @@ async def test_what_an_older_key_made_is_good_while_keys_are_replaced(tmp_path: 
         await refused(
             last.devices.FinishSession(finish, timeout=5), grpc.StatusCode.PERMISSION_DENIED, "BAD_ROUND_TOKEN"
         )
+
+
+async def test_who_calls_too_often_is_told_when_to_come_back_and_nobody_else_pays(tmp_path: Path) -> None:
+    async with guarded(tmp_path, device_calls_per_second=0.1) as (_, coordinator):
+        device, other = [await EnrolledDevice().enrol(coordinator) for _ in range(2)]
+        for _ in range(10):  # in another's name, without its token
+            forged = other.check_in()
+            forged.credentials.token = b"x" * 40
+            await refused(coordinator.devices.CheckIn(forged, timeout=5), UNAUTHENTICATED, "NOT_ENROLLED")
+        bad = device.check_in()
+        bad.sdk_version = "9.9.9"
+        reasons = []
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await coordinator.devices.CheckIn(bad, timeout=5)
+            explained = refusal_of(caught.value)
+            assert explained is not None
+            reasons.append(explained.reason)
+        assert reasons == ["BAD_SIGNATURE"] * 3 + ["TOO_MANY_CALLS"] * 17
+        assert explained is not None
+        assert explained.retry.min_milliseconds > 1_000
+        await refused(
+            coordinator.devices.CheckIn(device.check_in(), timeout=5),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "TOO_MANY_CALLS",
+        )
+        answer = await coordinator.devices.CheckIn(other.check_in(), timeout=1.3)
+        assert answer.WhichOneof("answer") == "ticket"

@@ -259,7 +259,9 @@ class Coordinator:
         requires_enrolment: bool = False,
         attestation: Attestation | None = None,
         token_keys: KeyRing = TOKEN_KEYS,
+        device_calls_per_second: float = 0,
     ) -> None:
+        self.limits = Limits(device_calls_per_second, 3, time.monotonic)
         self.token_keys = token_keys
         self.requires_enrolment = requires_enrolment
         self.attestation = attestation
@@ -291,7 +293,7 @@ class Coordinator:
             around.token_keys,
             self.journal,
             forgotten,
-            Limits(0, 1, time.monotonic),
+            self.limits,
             around.clock,
             is_required=self.requires_enrolment,
         )

@@ -34,7 +34,7 @@ FACING_DEVICES = (
     "ops/fedrecon/ops/storage_refusals.py",
 )
 CODES_OF_KINDS = {kind: code.name for kind, code in CODES.items()}
-FOR_SERVICES_ONLY = {"SUM_LOST", "SERVICE_IDENTITY_REQUIRED"}
+FOR_SERVICES_ONLY = {"SUM_LOST", "SERVICE_IDENTITY_REQUIRED", "UNKNOWN_OPERATOR", "ROLE_TOO_LOW"}
 
 
 def refusals_in(path: Path) -> Iterator[tuple[str, str]]:

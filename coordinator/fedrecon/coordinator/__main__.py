@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 
-from fedrecon.coordinator.admin import AdminService
+from fedrecon.coordinator.admin import ROLES, AdminService
 from fedrecon.coordinator.answers import NotDrawn
 from fedrecon.coordinator.attestation import load_attestation
 from fedrecon.coordinator.collecting import Collector
@@ -79,7 +79,7 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     service.add(add_EnrolmentServicer_to_server, enrolling)
     service.run("follow forgotten keys", forgotten.follow())
     service.add(add_CandidatesServicer_to_server, CandidatesService(roster), internal=True)
-    service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True)
+    service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True, roles=ROLES)
     service.run("run all tasks", roster.run())
     service.run("collect blobs", Collector(around).run())
     service.run("let waiting devices go", _let_go(roster, service.stopping))

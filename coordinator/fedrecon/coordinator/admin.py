@@ -32,7 +32,9 @@ from fedrecon.coordinator.sums import SumsAway, SumsRefused
 from fedrecon.coordinator.tasks import State, TaskCancelled, TaskEdited, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.callers import current_caller
 from fedrecon.ops.journal import Append, HistoryCompacted, StaleWriter
+from fedrecon.ops.operators import Role
 from fedrecon.v1 import admin_pb2, task_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminServicer
 from fedrecon.v1.aggregator_pb2 import GrowRequest
@@ -50,6 +52,25 @@ _WATCH_MILLISECONDS = 10_000
 _PROGRESS_MILLISECONDS = 500
 _AGGREGATOR_RETRY = (500, 5_000)
 _UNKNOWN_OPERATOR = "unauthenticated"
+
+ROLES = {
+    **dict.fromkeys(
+        (
+            "GetTask",
+            "ListTasks",
+            "ListRounds",
+            "ExplainRound",
+            "WatchTask",
+            "ListCheckpoints",
+            "GetPrivacy",
+            "ListAudit",
+        ),
+        Role.VIEWER,
+    ),
+    **dict.fromkeys(("PutBlob", "CreateTask", "EditTask", "PauseTask", "ResumeTask", "RollBack"), Role.OPERATOR),
+    **dict.fromkeys(("CancelTask", "CollectBlobs"), Role.ADMIN),
+}
+"""The least role for each call."""
 
 
 class AdminService(AdminServicer):
@@ -91,7 +112,8 @@ class AdminService(AdminServicer):
         self, request: admin_pb2.CreateTaskRequest, context: Any
     ) -> admin_pb2.CreateTaskResponse:
         """Registers a task."""
-        created = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator_of(context))
+        del context
+        created = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator())
         if request.spec.vocabularies:
             checkpoint, _ = await self._grown(request.spec, created.checkpoint, None)
             created = replace(created, checkpoint=checkpoint)
@@ -100,6 +122,7 @@ class AdminService(AdminServicer):
 
     async def EditTask(self, request: admin_pb2.EditTaskRequest, context: Any) -> admin_pb2.EditTaskResponse:  # noqa: N802
         """Changes what a task is asked for; rounds that open from now on go by it."""
+        del context
         name = request.spec.name
         task, version = await self._known(name)
         if request.version != version:
@@ -111,7 +134,7 @@ class AdminService(AdminServicer):
             )
         before = TaskSpec.FromString(task.spec)
         require_editable(before, request.spec)
-        read = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator_of(context))
+        read = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator())
         event = TaskEdited(read.spec, read.maximum_rounds, read.maximum_attempts, read.operator)
         if request.spec.vocabularies != before.vocabularies:
             await asyncio.to_thread(require_appended, before, request.spec, self._around.blobs)
@@ -122,11 +145,12 @@ class AdminService(AdminServicer):
 
     async def RollBack(self, request: admin_pb2.RollBackRequest, context: Any) -> admin_pb2.RollBackResponse:  # noqa: N802
         """Makes an older checkpoint, with its optimizer state, the live one; a round under way is given up."""
+        del context
         while True:
             task, version = await self._known(request.task)
             entries = await ledger.load_task_entries(self._around.journal, request.task)
             found = await asyncio.to_thread(find_checkpoint, task, entries, request.round, self._around.blobs)
-            event = replace(found, reason=request.reason, operator=_operator_of(context))
+            event = replace(found, reason=request.reason, operator=_operator())
             spec = TaskSpec.FromString(task.spec)
             if spec.vocabularies:
                 checkpoint, state = await self._grown(spec, event.checkpoint, event.optimizer_state)
@@ -149,21 +173,24 @@ class AdminService(AdminServicer):
 
     async def PauseTask(self, request: admin_pb2.PauseTaskRequest, context: Any) -> admin_pb2.PauseTaskResponse:  # noqa: N802
         """Stops new rounds."""
-        event = TaskPaused(request.reason, _operator_of(context))
+        del context
+        event = TaskPaused(request.reason, _operator())
         return admin_pb2.PauseTaskResponse(task=await self._change(request.task, event, State.PAUSED))
 
     async def ResumeTask(  # noqa: N802
         self, request: admin_pb2.ResumeTaskRequest, context: Any
     ) -> admin_pb2.ResumeTaskResponse:
         """Goes on."""
-        event = TaskResumed(_operator_of(context))
+        del context
+        event = TaskResumed(_operator())
         return admin_pb2.ResumeTaskResponse(task=await self._change(request.task, event, State.RUNNING))
 
     async def CancelTask(  # noqa: N802
         self, request: admin_pb2.CancelTaskRequest, context: Any
     ) -> admin_pb2.CancelTaskResponse:
         """Ends a task for good."""
-        event = TaskCancelled(request.reason, _operator_of(context))
+        del context
+        event = TaskCancelled(request.reason, _operator())
         return admin_pb2.CancelTaskResponse(task=await self._change(request.task, event, State.CANCELLED))
 
     async def ListRounds(self, request: admin_pb2.ListRoundsRequest, context: Any) -> admin_pb2.ListRoundsResponse:  # noqa: N802
@@ -389,7 +416,6 @@ def _messages_of(found: RoundAt) -> list[admin_pb2.Round]:
     return [round_message(attempt) for attempt in found.attempts]
 
 
-def _operator_of(context: Any) -> str:
-    """Who calls, as the connection's certificate says."""
-    names = context.auth_context().get("x509_common_name") or ()
-    return next((name.decode(errors="replace") for name in names), _UNKNOWN_OPERATOR)
+def _operator() -> str:
+    """Who calls, as the boundary knows."""
+    return current_caller.get() or _UNKNOWN_OPERATOR

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
+from fedrecon.ops.callers import NAME_METADATA, bearer
 from fedrecon.ops.local_keys import with_keys
 from fedrecon.ops.mistakes import Unreachable, UserMistake
-from fedrecon.ops.service_identity import ProvingCommands
+from fedrecon.ops.service_identity import NamingCommands, ProvingCommands
 from fedrecon.ops.settings import Settings, load_settings
 from fedrecon.ops.stack import read_stack_file
 from fedrecon.ops.tls import CHANNEL_OPTIONS, channel_credentials, server_authority
@@ -24,6 +27,7 @@ CALL_SECONDS = 30.0
 BULK_SECONDS = 600.0
 WATCH_SECONDS = 24 * 3600.0
 _ANSWER_SECONDS = 3.0
+_LOCAL_TARGETS = ("127.", "localhost:", "[::1]:", "unix:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,29 @@ def open_sync_channel(target: str, home: Path | None = None) -> Iterator[grpc.Ch
         channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
     else:
         channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
-    keys = settings.round_token_keys
     with channel:
-        yield channel if keys is None else grpc.intercept_channel(channel, ProvingCommands(keys.newest))
+        yield _known(channel, settings, target, is_encrypted=credentials is not None)
+
+
+def _known(channel: grpc.Channel, settings: Settings, target: str, *, is_encrypted: bool) -> grpc.Channel:
+    """Return a channel whose calls say who makes them: an operator by its token, else who holds the shared key.
+
+    Raises:
+        UserMistake: The token would leave this machine in plaintext.
+    """
+    token, keys = settings.operator_token.get_secret_value(), settings.round_token_keys
+    if token:
+        if not is_encrypted and not target.startswith(_LOCAL_TARGETS):
+            raise UserMistake(
+                f"FEDRECON_OPERATOR_TOKEN would be sent to {target} in plaintext.",
+                "Name the services' authority: FEDRECON_TLS_SERVER_AUTHORITY.",
+            )
+        return grpc.intercept_channel(channel, NamingCommands([bearer(token)]))
+    if keys is None:
+        return channel
+    name = f"{getpass.getuser()}@{socket.gethostname()}"
+    named = NamingCommands([(NAME_METADATA, name.encode("ascii", "replace").decode())])
+    return grpc.intercept_channel(channel, ProvingCommands(keys.newest), named)
 
 
 def require_answer(target: str) -> None:

@@ -8,6 +8,8 @@ Rules:
 - Exceptions of libraries and storage are mapped where they are registered (`refuse_as`); any other is our fault:
   INTERNAL with an incident number that stands in the log beside the traceback, and nothing else.
 - Every call has a deadline. Health and reflection are exempt: probes and tools of others ask them.
+- Who calls too often from one address is refused before its request is read; so is who may not call at all. Calls from
+  this machine are not counted: a proxy on it speaks for everybody.
 - Logs carry the method, code, reason and time; never a message or a request.
 """
 
@@ -22,14 +24,17 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from fedrecon.ops.key_ring import KeyRing
+from fedrecon.ops.callers import Callers, UnknownTokenError, current_caller
+from fedrecon.ops.limits import Limits
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.metrics import Metrics
-from fedrecon.ops.service_identity import PROOF_METADATA, is_proof
+from fedrecon.ops.operators import Caller, Role
 from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow
 
 ERROR_METADATA = "fedrecon-error-bin"
@@ -211,17 +216,21 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     Args:
         metrics: Where calls are counted and timed.
-        service_keys: Keys that the services of the deployment share; None where none is called by others.
+        callers: Services and operators that are known.
+        limits: How often one address may call; any number by default.
 
     Attributes:
         idle: Set while no call (health and reflection aside) is under way.
-        internal: Names of services, `package.Service`, that only services and operators may call.
+        internal: Names of services, `package.Service`, that devices may not call.
+        roles: Their methods, by full name, that operators may call: the least role for it.
     """
 
-    def __init__(self, metrics: Metrics, service_keys: KeyRing | None = None) -> None:
+    def __init__(self, metrics: Metrics, callers: Callers | None = None, limits: Limits | None = None) -> None:
         self._metrics = metrics
-        self._service_keys = service_keys
+        self._callers = callers or Callers()
+        self._limits = limits or Limits(0, 1, time.monotonic)
         self.internal: set[str] = set()
+        self.roles: dict[str, Role] = {}
         self._running = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -256,8 +265,11 @@ class Boundary(grpc.aio.ServerInterceptor):
             case _:
                 make, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
         assert behaviour is not None  # noqa: S101 - gRPC sets the one that the two flags name
+        read = handler.request_deserializer
+        if not handler.request_streaming and read is not None:
+            behaviour, read = _reading(behaviour, read), None
         around = _with_streamed_answer if handler.response_streaming else _with_unary_answer
-        return make(around(self, method, behaviour), handler.request_deserializer, handler.response_serializer)
+        return make(around(self, method, behaviour), read, handler.response_serializer)
 
     async def call(self, method: str, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
         """Do the work of one call within the boundary.
@@ -277,15 +289,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._running += 1
             self.idle.clear()
         try:
-            if not exempt and context.time_remaining() is None:
-                raise Refusal(  # noqa: TRY301 - refused like any other
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    "DEADLINE_REQUIRED",
-                    f"The call {method} has no deadline.",
-                    "Set a deadline (`timeout=` in Python) on every call.",
-                )
-            if method.strip("/").partition("/")[0] in self.internal:
-                self._require_service(method, context)
+            if not exempt:
+                self._admit(method, context)
             return await work()
         except asyncio.CancelledError:
             remaining = context.time_remaining()
@@ -306,17 +311,55 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if self._running == 0:
                     self.idle.set()
 
-    def _require_service(self, method: str, context: Any) -> None:
-        proofs = [value for key, value in context.invocation_metadata() or () if key == PROOF_METADATA]
+    def _admit(self, method: str, context: Any) -> None:
+        """Raise unless a call may be made: its request has not been read yet."""
+        address = address_of(context.peer())
+        early = 0.0 if address is None else self._limits.note(address)
+        if early:
+            raise too_many_calls("address", early)
+        if context.time_remaining() is None:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "DEADLINE_REQUIRED",
+                f"The call {method} has no deadline.",
+                "Set a deadline (`timeout=` in Python) on every call.",
+            )
+        if method.strip("/").partition("/")[0] in self.internal:
+            current_caller.set(self._known(method, context).name)
+
+    def _known(self, method: str, context: Any) -> Caller:
+        """Return who makes a call that devices may not make, and may make it.
+
+        Raises:
+            Refusal: Nobody who may.
+        """
         now = time.time_ns() // 1_000_000
-        keys = self._service_keys
-        if keys is None or not any(isinstance(proof, bytes) and is_proof(keys, method, proof, now) for proof in proofs):
+        try:
+            caller = self._callers.find(method, context.invocation_metadata() or (), context.auth_context(), now)
+        except UnknownTokenError as error:
+            raise Refusal(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "UNKNOWN_OPERATOR",
+                "The operator's token is not known here.",
+                "`fedrecon operators new` makes one; the coordinators' FEDRECON_OPERATORS has its SHA-256.",
+            ) from error
+        needed = self.roles.get(method, Role.SERVICE)
+        if caller is None or (needed is Role.SERVICE and caller.role is not Role.SERVICE):
             raise Refusal(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "SERVICE_IDENTITY_REQUIRED",
                 f"The call {method} is for services and operators of this deployment.",
-                "Give all of them the same FEDRECON_ROUND_TOKEN_KEY, and clocks that agree to within a minute.",
+                "Services: the same FEDRECON_ROUND_TOKEN_KEY for all, and clocks that agree to within a minute. "
+                "Operators: FEDRECON_OPERATOR_TOKEN.",
             )
+        if caller.role < needed:
+            raise Refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "ROLE_TOO_LOW",
+                f"{caller.name} is {caller.role.name.lower()} here; the call {method} needs {needed.name.lower()}.",
+                "Ask somebody who has that role, or an admin for it.",
+            )
+        return caller
 
     async def _refuse(self, method: str, context: Any, error: Exception, ending: _Ending) -> None:
         refusal = refusal_for(error)
@@ -342,8 +385,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         name = method.lstrip("/")
         self._metrics.grpc_server_handled_total.labels(grpc_method=name, grpc_code=ending.code.name).inc()
         self._metrics.grpc_server_handling_seconds.labels(grpc_method=name).observe(seconds)
-        # At thousands of calls a second only what is out of the ordinary is worth a line.
-        note = _log.debug if ending.code is grpc.StatusCode.OK else _log.info
+        # At thousands of calls a second only what is out of the ordinary is worth a line; who calls too often is not.
+        ordinary = ending.code is grpc.StatusCode.OK or ending.reason == "TOO_MANY_CALLS"
+        note = _log.debug if ordinary else _log.info
         note("call ended", method=name, code=ending.code.name, reason=ending.reason, seconds=round(seconds, 6))
 
 
@@ -353,6 +397,38 @@ _STATUSES = {code: status for status in grpc.StatusCode for code in (status, sta
 def _status_of(context: Any) -> grpc.StatusCode:
     """The code that the method has set on its context; OK if none."""
     return _STATUSES.get(context.code(), grpc.StatusCode.OK)
+
+
+def address_of(peer: str) -> str | None:
+    """Return the address of a peer as gRPC names it; None for this machine's own.
+
+    Example:
+        >>> address_of("ipv4:203.0.113.7:52100"), address_of("ipv6:%5B2001:db8::7%5D:52100")
+        ('203.0.113.7', '2001:db8::7')
+        >>> address_of("ipv4:127.0.0.1:52100"), address_of("unix:/run/fedrecon.sock")
+        (None, None)
+    """
+    kind, _, rest = peer.partition(":")
+    host = unquote(rest).rpartition(":")[0].strip("[]")
+    return None if kind not in {"ipv4", "ipv6"} or host.startswith("127.") or host == "::1" else host
+
+
+def _reading(behaviour: Callable[..., Any], read: Callable[[bytes], Any]) -> Callable[..., Any]:
+    """Return a method that reads its request itself, so that the boundary may refuse it unread."""
+
+    def answer(raw: bytes, context: Any) -> Any:
+        try:
+            request = read(raw)
+        except DecodeError as error:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MALFORMED_REQUEST",
+                "The request cannot be read.",
+                "Send the message that the contract names for this call.",
+            ) from error
+        return behaviour(request, context)
+
+    return answer
 
 
 def _with_unary_answer(boundary: Boundary, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:

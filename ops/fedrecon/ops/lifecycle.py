@@ -20,7 +20,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,9 +31,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fedrecon.ops.boundary import Boundary, refusal_for
+from fedrecon.ops.callers import known_callers
+from fedrecon.ops.limits import Limits
 from fedrecon.ops.logs import configure_logs, logger_of
 from fedrecon.ops.metrics import Metrics, serve_metrics
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.operators import Role
 from fedrecon.ops.ports import open_port
 from fedrecon.ops.settings import Settings, load_settings, settings_json, settings_table
 from fedrecon.ops.storage_refusals import refuse_storage_failures
@@ -54,6 +58,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
+
+_BURST_SECONDS = 10
 
 _log = logger_of(__name__)
 
@@ -100,19 +106,29 @@ class Service(Generic[SettingsType]):
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _service_names: list[str] = field(default_factory=list)
 
-    def add(self, add_servicer_to_server: Callable[[Any, Any], None], servicer: Any, *, internal: bool = False) -> None:
+    def add(
+        self,
+        add_servicer_to_server: Callable[[Any, Any], None],
+        servicer: Any,
+        *,
+        internal: bool = False,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
         """Answer the calls of one service of the contract.
 
         Args:
             add_servicer_to_server: The generated function, for example `add_CoordinatorServicer_to_server`.
             servicer: What answers.
             internal: Whether only services of the deployment may call it.
+            roles: Who else may, by the method's own name: the least role of an operator.
         """
         names = _Names(self._server)
         add_servicer_to_server(servicer, names)
         self._service_names += names.names
         if internal:
             self._boundary.internal.update(names.names)
+            for method, role in (roles or {}).items():
+                self._boundary.roles.update({f"/{name}/{method}": role for name in names.names})
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task until it ends or the service does; it is cancelled after the drain.
@@ -177,7 +193,9 @@ async def serve(
         await asyncio.to_thread(ready_file.unlink, missing_ok=True)
     metrics = metrics or Metrics.create(name)
     stopping = stopping or asyncio.Event()
-    boundary = Boundary(metrics, settings.round_token_keys)
+    rate = settings.address_calls_per_second
+    limits = Limits(rate, max(round(rate * _BURST_SECONDS), 1), time.monotonic)
+    boundary = Boundary(metrics, known_callers(settings), limits)
     server = grpc.aio.server(interceptors=[boundary], options=SERVER_OPTIONS)
     failure: Exception | None = None
     async with contextlib.AsyncExitStack() as resources:

@@ -88,9 +88,29 @@ class ProvingStream(_Proving, grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(self.details(client_call_details), request)
 
 
-class ProvingCommands(
-    grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamUnaryClientInterceptor
-):
+class _Commands(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamUnaryClientInterceptor):
+    """Adds metadata to every call of a command's channel."""
+
+    def _metadata(self, method: str) -> list[tuple[str, Any]]:
+        raise NotImplementedError
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Make a unary call with it."""
+        return continuation(self._details(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Make a call whose answer is a stream with it."""
+        return continuation(self._details(client_call_details), request)
+
+    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """Make a call whose request is a stream with it."""
+        return continuation(self._details(client_call_details), request_iterator)
+
+    def _details(self, details: Any) -> Any:
+        return details._replace(metadata=[*(details.metadata or ()), *self._metadata(details.method)])
+
+
+class ProvingCommands(_Commands):
     """Proves every call of a command's channel, as `ProvingUnary` and `ProvingStream` do for services.
 
     Args:
@@ -100,21 +120,23 @@ class ProvingCommands(
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Make a unary call with a proof."""
-        return continuation(self._details(client_call_details), request)
+    def _metadata(self, method: str) -> list[tuple[str, Any]]:
+        return [(PROOF_METADATA, prove(self._key, method, SystemClock().now_milliseconds()))]
 
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Make a call whose answer is a stream, with a proof."""
-        return continuation(self._details(client_call_details), request)
 
-    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        """Make a call whose request is a stream, with a proof."""
-        return continuation(self._details(client_call_details), request_iterator)
+class NamingCommands(_Commands):
+    """Says with every call of a command's channel who makes it.
 
-    def _details(self, details: Any) -> Any:
-        proof = prove(self._key, details.method, SystemClock().now_milliseconds())
-        return details._replace(metadata=[*(details.metadata or ()), (PROOF_METADATA, proof)])
+    Args:
+        metadata: What it says.
+    """
+
+    def __init__(self, metadata: list[tuple[str, str]]) -> None:
+        self._said = metadata
+
+    def _metadata(self, method: str) -> list[tuple[str, Any]]:
+        del method
+        return self._said
 
 
 def proving_interceptors(key: bytes, clock: Clock | None = None) -> list[grpc.aio.ClientInterceptor]:

@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.mistakes import UserMistake
+from fedrecon.ops.operators import read_operators
 
 PREFIX = "FEDRECON_"
 ENTRY_POINT_GROUP = "fedrecon.settings"
@@ -116,6 +117,16 @@ class Settings(BaseSettings):
     enrolment: Literal["required", "off"] = Field(
         "required", description="whether only enrolled devices are heard, and only calls that they prove"
     )
+    operators: str = Field("", description="who may call Admin: NAME:viewer|operator|admin:SHA256 of the token, commas")
+    operator_token: SecretStr = Field(SecretStr(""), description="token by which commands are known to Admin")
+    tls_service_names: str = Field(
+        "", description="common names of certificates that are services', with commas, under mutual TLS"
+    )
+    address_calls_per_second: float = Field(
+        1000.0,
+        ge=0,
+        description="calls from one address in the long run, ten seconds' worth at once; 0: any number, behind a proxy",
+    )
     drain_seconds: float = Field(25.0, ge=0, le=3600, description="time that running calls have to end at shutdown")
 
     @classmethod
@@ -154,6 +165,12 @@ class Settings(BaseSettings):
     def _is_a_key(cls, value: SecretStr) -> SecretStr:
         if re.fullmatch(rf"([0-9a-fA-F]{{{2 * KEY_BYTES}}})?", value.get_secret_value()) is None:
             raise ValueError(f"a key is {2 * KEY_BYTES} hex digits: `openssl rand -hex {KEY_BYTES}` makes one")
+        return value
+
+    @field_validator("operators")
+    @classmethod
+    def _are_operators(cls, value: str) -> str:
+        read_operators(value)
         return value
 
     @field_validator("redis_url")
