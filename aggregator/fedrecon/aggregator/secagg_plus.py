@@ -145,13 +145,10 @@ class SecAggPlusSum:
                 return self._due_joining(group, now, is_over=closing or now >= ends, is_quiet=is_quiet)
             case Phase.SHARING if closing:
                 return _given_up(group, "TOO_FEW_SHARES", now)
-            case Phase.SHARING if is_late or len(self._shares) == len(group.indices):
-                return self._due_sharing(group, now)
-            case Phase.SHARING if is_quiet and len(self._shares) >= self._wanted:
+            case Phase.SHARING if is_late or self._has_shared(group, is_quiet=is_quiet):
                 return self._due_sharing(group, now)
             case Phase.UPLOADING if closing or is_late or len(group.reports) == len(self._shares):
-                enough = self._can_be_unmasked(group, group.survivors)
-                return UploadsEnded(now) if enough else _given_up(group, "TOO_FEW_REPORTS", now)
+                return self._due_uploading(group, now)
             case Phase.UNMASKING:
                 return self._due_unmasking(group, now, is_late=is_late)
             case _:
@@ -272,6 +269,10 @@ class SecAggPlusSum:
             ],
         )
 
+    def _has_shared(self, group: Group, *, is_quiet: bool) -> bool:
+        count = len(self._shares)
+        return count == len(group.indices) or (is_quiet and count >= self._wanted)
+
     # -- the sum -------------------------------------------------------------------------------------------------------
 
     def _receive_revealed(self, group: Group, session: bytes, message: UnmaskRequest) -> None:
@@ -337,12 +338,14 @@ class SecAggPlusSum:
                 return kept
             present = kept
 
-    def _can_be_unmasked(self, group: Group, survivors: frozenset[int]) -> bool:
-        """Returns whether every secret that the sum needs has enough survivors that hold a share of it."""
-        roster = self._known_roster(group)
-        return len(survivors) >= max(_SMALLEST_GROUP, self._config.minimum_group) and all(
+    def _due_uploading(self, group: Group, now: int) -> UploadsEnded | Aborted:
+        """Returns the end of uploads: every secret that the sum needs must have survivors enough that hold a share."""
+        roster, survivors = self._known_roster(group), group.survivors
+        if len(survivors) >= max(_SMALLEST_GROUP, self._config.minimum_group) and all(
             sum(one in survivors for one in roster.neighbours[index]) >= roster.threshold for index in self._shares
-        )
+        ):
+            return UploadsEnded(now)
+        return _given_up(group, "TOO_FEW_REPORTS", now)
 
     def _masked(self, group: Group) -> MaskedGroup:
         """Returns what is unmasked; asked once the survivors are fixed."""
