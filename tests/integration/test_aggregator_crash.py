@@ -543,7 +543,7 @@ async def test_kill_9_in_the_middle_of_batches_loses_and_doubles_nothing(tmp_pat
                         acknowledged.add(device.session)
 
             reports = asyncio.gather(*(report(device) for device in devices))
-            while len(acknowledged) < 10 and not reports.done():
+            while len(acknowledged) < 10 and not reports.done():  # noqa: ASYNC110 - a test's own patience
                 await asyncio.sleep(0.01)
             await process.kill()
             killed.set()

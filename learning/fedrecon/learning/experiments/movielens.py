@@ -158,7 +158,8 @@ def run_figure_4(setting: Setting) -> None:
             Panel("accuracy", "rounds", lines("accuracy"), limits=(38.0, 46.0), percent=True),
         ],
         "Variants of Federated Reconstruction, round by round",
-        f"{_data(setting)}, validation users, {_seeds(setting)}; 100 devices a round ('best': {BEST.cohort})",
+        f"{_data(setting)}, validation users, {_seeds(setting)}; 100 devices a round ('best': {BEST.cohort}, and after "
+        "its last round members trained apart are joined)",
         setting.folder / "figure-4.png",
     )
     best: tuple[Mapping[str, Cell], ...] = tuple(
