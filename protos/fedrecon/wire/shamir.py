@@ -12,6 +12,7 @@ Source: A. Shamir, How to share a secret, CACM 22(11), 1979.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -105,7 +106,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if not (points[0] >= 1 and points[-1] <= LARGEST_POINT):
         raise DamagedShareError(f"the points of shares are from 1 to {LARGEST_POINT}")
     values = [_read_share(shares[point]) for point in points]
-    weights = _weights_at_zero(points)
+    weights = _weights_at_zero(tuple(points))
     secret = sum(value * weight for value, weight in zip(values, weights, strict=True)) % PRIME
     if secret >> (8 * SECRET_BYTES):
         raise DamagedShareError("the shares give no secret: at least one of them is damaged")
@@ -128,8 +129,11 @@ def _read_share(share: bytes) -> int:
     return value
 
 
-def _weights_at_zero(points: Sequence[int]) -> list[int]:
+@functools.lru_cache(maxsize=16)
+def _weights_at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
     """Returns Lagrange's weights for the value at 0: the product of x_j / (x_j - x_i) over all j but i.
+
+    Kept for a few sets of points: secrets of members near each other in a ring are shared out among the same ones.
 
     A single inversion serves all weights.
     """
@@ -147,7 +151,7 @@ def _weights_at_zero(points: Sequence[int]) -> list[int]:
     for position in reversed(range(len(points))):
         weights[position] = before[position] * inverse % PRIME
         inverse = inverse * denominators[position] % PRIME
-    return weights
+    return tuple(weights)
 
 
 def _products(rows: NDArray[np.int64]) -> list[int]:
