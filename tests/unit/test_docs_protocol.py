@@ -101,6 +101,13 @@ def test_the_protocol_names_the_reasons_for_which_a_device_refuses() -> None:
     assert told == set(re.findall(r'reason="([A-Z_]+)"', source))
 
 
+def test_the_protocol_names_the_reasons_for_which_a_device_leaves_a_secure_sum() -> None:
+    told = set(re.findall(r"^\| `([A-Z_]+)`", section("docs/protocol.md", "Secure sums"), re.MULTILINE))
+    folder = ROOT / "device_sdk/fedrecon/device_sdk"
+    source = (folder / "neighbourhood.py").read_text() + (folder / "masking.py").read_text()
+    assert told == set(re.findall(r'reason="([A-Z_]+)"', source))
+
+
 def test_the_aggregators_readme_names_its_reasons() -> None:
     told = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", section("aggregator/README.md", "Reasons")))
     made = reasons_in("aggregator")
