@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,7 @@ CASE = secure_sum.Case(members=50, parameters=300, drop_out=0.1)
 
 
 def test_a_simulated_sum_opens_and_its_figures_are_told() -> None:
-    with ThreadPoolExecutor(2) as executor:
-        measures = {each.name.removeprefix(f"{CASE.name}."): each for each in secure_sum.measure(CASE, executor)}
+    measures = {each.name.removeprefix(f"{CASE.name}."): each for each in secure_sum.measure(CASE)}
     assert (measures["neighbours"].value, measures["threshold"].value) == (24, 14)
     assert measures["client_sent_bytes"].value > measures["plain_report_bytes"].value == 300 * 4 + 3 * 8
     assert measures["client_cpu_ms"].value > 0
@@ -44,8 +42,8 @@ def test_a_simulated_sum_that_is_not_the_true_one_is_no_figure(monkeypatch: pyte
 
     monkeypatch.setattr(SimulatedGroup, "plain", wrong)
     monkeypatch.setattr(SimulatedGroup, "masked", masked_rightly)
-    with ThreadPoolExecutor(2) as executor, pytest.raises(RuntimeError, match="not the sum"):
-        secure_sum.measure(CASE, executor)
+    with pytest.raises(RuntimeError, match="not the sum"):
+        secure_sum.measure(CASE)
 
 
 def test_the_promised_figures_are_those_of_a_thousand_members() -> None:
@@ -57,3 +55,11 @@ def test_a_peer_that_is_not_installed_is_said_to_be() -> None:
     with pytest.raises(UserMistake, match="Flower did not run") as raised:
         measure_peers(Path(sys.executable))
     assert "make bench-peers" in str(raised.value.advice)
+
+
+def test_the_promised_size_tells_the_wall_clock_with_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secure_sum, "PROMISED", CASE)
+    measures = {each.name: each for each in secure_sum.measure(CASE)}
+    for name, limit in (("client_cpu_ms", 60), ("server_cpu_seconds", 6), ("server_wall_seconds_two_cores", 3.5)):
+        assert measures[name].limit == limit
+        assert measures[name].value > 0

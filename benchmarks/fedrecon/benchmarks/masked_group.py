@@ -51,12 +51,14 @@ class SimulatedGroup:
     Args:
         members: how many share.
         parameters: elements of a vector's body.
-        drop_out: share of members that are lost after they shared.
+        drop_out: share of members that are lost after they shared. The default profile withstands a fifth; beyond it
+            groups are of the profile for members that often are lost.
     """
 
     def __init__(self, members: int, parameters: int, drop_out: float) -> None:
         self.agreed = FixedPoint((Segment(parameters, BOUND),), (METRIC_BOUND,), members, WEIGHT)
-        self.found = thresholds.find(members)
+        profile = thresholds.DEFAULT if drop_out <= thresholds.DEFAULT.drop_out else thresholds.UNSTEADY
+        self.found = thresholds.find(members, profile)
         order = rings.draw(members, _entropy("ring"))
         self.neighbours = rings.all_neighbours(order, self.found.neighbours)
         self.lost = frozenset(rings.draw(members, _entropy("lost"))[: round(members * drop_out)])

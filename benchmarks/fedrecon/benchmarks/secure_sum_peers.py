@@ -7,15 +7,13 @@ is extrapolated from one secret and one mask, since the whole takes many minutes
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fedrecon.aggregator import thresholds
 from fedrecon.benchmarks import flower
 from fedrecon.benchmarks.measures import Measure
-from fedrecon.benchmarks.secure_sum import CASES, PROMISED, WORKERS, Case, measure
+from fedrecon.benchmarks.secure_sum import CASES, PROMISED, Case, measure
 from fedrecon.ops.mistakes import UserMistake
 
 
@@ -44,8 +42,7 @@ def measure_peers(python: Path) -> list[Measure]:
             Measure(f"{name}.mask_ms", 1000 * theirs["mask_seconds"], "ms"),
         ]
         if case == PROMISED:
-            with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
-                ours = {each.name: each for each in measure(case, executor)}
+            ours = {each.name: each for each in measure(case)}
             measures += [
                 ours["client_cpu_ms"],
                 ours["server_cpu_seconds"],
