@@ -316,14 +316,14 @@ def test_every_program_ends_with_the_exact_sum_or_without_one(members: int, data
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=3_000, deadline=None)
 @given(ways=st.lists(behaviours, min_size=3, max_size=9), seed=st.integers(0, 2**16))
 def test_every_program_of_larger_groups_does_so_too(ways: list[Behaviour], seed: int) -> None:
     Program(MaskedSum(len(ways), agreement(3)), ways, seed).run()
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ways=st.lists(behaviours, min_size=40, max_size=60), seed=st.integers(0, 2**16))
 def test_every_program_of_a_ring_does_so_too(ways: list[Behaviour], seed: int) -> None:
     Program(MaskedSum(len(ways), agreement(3)), ways, seed).run()
