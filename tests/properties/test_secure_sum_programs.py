@@ -280,8 +280,9 @@ class Program:
         try:
             opened = unmasking.unmask(group.total, group.group(), group.revealed)
         except CannotUnmaskError:
-            assert lacking or self.lied
+            assert lacking or self.lied or not group.survivors
         else:
+            assert group.survivors
             assert not lacking
             assert opened.to_bytes() == group.plain().to_bytes()
         assert all(len(kinds) == 1 for kinds in self.told.values())

@@ -304,6 +304,16 @@ def test_too_few_shares_leave_the_sum_closed_and_say_whose() -> None:
     assert opened.to_bytes() == group.plain().to_bytes()
 
 
+def test_the_sum_of_nobody_stays_closed() -> None:
+    group = MaskedSum(5)
+    with pytest.raises(CannotUnmaskError, match="nobody"):
+        unmasking.unmask(group.total, group.group(), {})
+    for index in range(5):
+        group.share(index)
+    with pytest.raises(CannotUnmaskError, match="nobody"):
+        unmasking.unmask(group.total, group.group(), {})
+
+
 @pytest.mark.parametrize("about", [0, 4], ids=["survivor", "dropout"])
 def test_a_false_share_leaves_the_sum_closed_and_says_whose_secret_it_was(about: int) -> None:
     group = unmasking_sum(9, lost=(4,))

@@ -185,8 +185,10 @@ def unmask(
         parts: how many parts.
 
     Raises:
-        CannotUnmaskError: a secret lacks shares, or is not what its member committed to.
+        CannotUnmaskError: a secret lacks shares, or is not what its member committed to; or the sum is nobody's.
     """
+    if not group.survivors:
+        raise CannotUnmaskError("nobody's vector is in the sum", sorted(group.commitments))
     lacking = missing(group, revealed)
     if lacking:
         raise CannotUnmaskError("too few shares were revealed", lacking)
