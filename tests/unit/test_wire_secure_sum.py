@@ -326,6 +326,12 @@ def test_a_secret_is_split_only_where_its_shares_can_give_it_back(
         shamir.split(secret, threshold, points, os.urandom)
 
 
+def test_a_source_that_gives_too_little_splits_nothing() -> None:
+    for short in (0, 1, 49, 97):
+        with pytest.raises(ValueError, match="entropy"):
+            shamir.split(bytes(32), 3, [1, 2, 3], BytesIO(bytes(short)).read)
+
+
 def test_the_prime_is_the_smallest_above_256_bits() -> None:
     def passes(number: int) -> bool:  # Miller and Rabin, first bases
         odd, twos = number - 1, 0

@@ -69,6 +69,8 @@ def split(secret: bytes, threshold: int, points: Sequence[int], entropy: Callabl
     if len(set(points)) != len(points) or not all(1 <= point <= LARGEST_POINT for point in points):
         raise ValueError(f"points must be distinct and from 1 to {LARGEST_POINT}")
     drawn = entropy(_COEFFICIENT_BYTES * (threshold - 1))
+    if len(drawn) != _COEFFICIENT_BYTES * (threshold - 1):  # fewer coefficients would need fewer shares
+        raise ValueError(f"the entropy gave {len(drawn)} of {_COEFFICIENT_BYTES * (threshold - 1)} bytes")
     coefficients = [
         int.from_bytes(drawn[start : start + _COEFFICIENT_BYTES], "little") % PRIME
         for start in range(0, len(drawn), _COEFFICIENT_BYTES)
