@@ -348,6 +348,17 @@ async def test_a_key_noted_until_a_passed_instant_is_not_noted(journal: Journal,
     assert await journal.remember(task, "nonce", now + LONG)
 
 
+async def test_keys_noted_together_are_new_each_by_itself(journal: Journal, task: str) -> None:
+    until = SystemClock().now_milliseconds() + LONG
+    assert await journal.remember(task, "b", until)
+    notes = [("a", until), ("b", until), ("c", until), ("a", until)]
+    assert await journal.remember_all(task, notes) == (True, False, True, False)
+    assert await journal.remember_all(task, notes) == (False, False, False, False)
+    assert await journal.remember_all(task, []) == ()
+    many = [(f"nonce/{number}", until) for number in range(3_000)]
+    assert all(await journal.remember_all(task, many))
+
+
 async def test_a_key_that_was_removed_is_new_again(journal: Journal, task: str) -> None:
     until = SystemClock().now_milliseconds() + LONG
     await journal.forget(task, "nonce")

@@ -23,6 +23,7 @@ from fedrecon.coordinator.attestation import Attestation
 from fedrecon.coordinator.enrolment_service import EnrolmentService
 from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.nonces import Nonces
 from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.service import CandidatesService, CoordinatorService
@@ -291,7 +292,7 @@ class Coordinator:
         forgotten = Forgotten(self.journal, KEY, around.clock)
         speakers = Speakers(
             around.token_keys,
-            self.journal,
+            Nonces(self.journal),
             forgotten,
             self.limits,
             around.clock,

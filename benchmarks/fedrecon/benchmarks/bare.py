@@ -1,7 +1,8 @@
 """A bare grpc.aio server, the most that Python's gRPC gives here: it echoes calls, and discards streams.
 
-Run as `python -m fedrecon.benchmarks.bare --ready-file FILE`. Nothing is parsed, checked, counted or kept; one method
-hashes what it discards, to show what SHA-256 costs on this machine.
+Run as `python -m fedrecon.benchmarks.bare --ready-file FILE`, with the certificate that the settings name, or in
+plaintext. Nothing is parsed, checked, counted or kept; one method hashes what it discards, to show what SHA-256 costs
+on this machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import grpc
 import grpc.aio
 
 from fedrecon.ops.lifecycle import SERVER_OPTIONS
+from fedrecon.ops.ports import open_port
+from fedrecon.ops.settings import Settings
 
 SERVICE = "bare.Bare"
 ECHO = f"/{SERVICE}/Echo"
@@ -53,10 +56,10 @@ async def _serve(ready_file: Path) -> None:
         "Digest": grpc.stream_unary_rpc_method_handler(_digest),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = open_port(server, Settings(), 0, "metrics_port")
     await server.start()
     partial = ready_file.with_suffix(".partial")
-    partial.write_text(json.dumps({"address": f"127.0.0.1:{port}"}))
+    partial.write_text(json.dumps({"address": address}))
     partial.rename(ready_file)
     await server.wait_for_termination()
 

@@ -1,10 +1,11 @@
 """How many devices a coordinator assigns per second, and how long they wait once their window has closed.
 
 The stack runs as in production, with a real Valkey that keeps every event before anybody is told (fsync always). All
-devices of a cohort check in at once, each over its own call; the clock stops when the last of them holds its
+devices of a cohort check in at once, enrolled, each over its own call, signed and heard for the first time; the clock
+stops when the last of them holds its
 assignment, so the rate counts the draw, the groups opened at the aggregator, the append and the answers.
-`share_of_bare_echo` is that rate against a bare grpc.aio server that echoes the same calls of the same client, in turns
-in the same run, the median over the turns. Rejections are counted apart.
+`share_of_bare_echo` is that rate against a bare grpc.aio server that echoes the same calls of the same client over the
+same TLS, in turns in the same run, the median over the turns. Rejections are counted apart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fedrecon.benchmarks.bare import ECHO
 from fedrecon.benchmarks.measures import Measure
 from fedrecon.benchmarks.processes import running_module
 from fedrecon.coordinator import ledger
+from fedrecon.coordinator.enrolment import issue_enrolment
 from fedrecon.coordinator.round_events import Assigned, Opened
 from fedrecon.device_sdk.requests import CHECK_IN
 from fedrecon.device_sdk.session import SDK_VERSION
@@ -32,6 +34,7 @@ from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factoriz
 from fedrecon.learning.planning import compile_plan
 from fedrecon.ops.admin_client import open_sync_channel
 from fedrecon.ops.journal.redis import RedisJournal
+from fedrecon.ops.local_tls import tls_variables
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
@@ -42,13 +45,14 @@ from fedrecon.v1.common_pb2 import Credentials
 from fedrecon.v1.coordinator_pb2 import CheckInRequest, CheckInResponse, Floors
 from fedrecon.v1.plan_pb2 import Vocabulary
 from fedrecon.wire.manifests import PLAN_FORMATS
+from fedrecon.wire.proofs import NONCE_BYTES, call_transcript
 
-SHARE_LIMIT = 0.5
+SHARE_LIMIT = 0.4
 COHORT = 2_000
 _TURNS = 5
 _SHORT_MILLISECONDS = 50
 _LONG_MILLISECONDS = 4_000
-_KEY_BYTES = 32
+_TOKEN_SECONDS = 3_600
 _CALL_SECONDS = 120.0
 _FILMS, _FACTORS = 60, 4
 
@@ -62,7 +66,10 @@ def measure_check_in() -> list[Measure]:
     with tempfile.TemporaryDirectory(prefix="fedrecon-check-in-") as name:
         folder = Path(name)
         plan = _compile_plan(folder / "plan")
-        with Stack(Settings(home=folder / "home")) as stack, running_module("fedrecon.benchmarks.bare", folder) as bare:
+        with (
+            Stack(Settings(home=folder / "home")) as stack,
+            running_module("fedrecon.benchmarks.bare", folder, tls_variables(stack.settings)) as bare,
+        ):
             return asyncio.run(_measure(Bench(stack, plan), bare.target))
 
 
@@ -118,6 +125,50 @@ class Bench:
         with open_sync_channel(self.target, self.stack.home) as channel:
             create_task(AdminStub(channel), spec, self.plan)
 
+    def check_ins(self, population: str) -> list[bytes]:
+        """Return the check-ins of a cohort, each of a device of its own that was enrolled before."""
+        keys = self.stack.settings.round_token_keys
+        assert keys is not None  # noqa: S101 - a stack that runs has keys
+        expires = round((time.time() + _TOKEN_SECONDS) * 1000)
+        bodies = []
+        for _ in range(COHORT):
+            private = Ed25519PrivateKey.generate()
+            device_key = private.public_key().public_bytes_raw()
+            request = CheckInRequest(
+                credentials=Credentials(
+                    device_key=device_key,
+                    token=issue_enrolment(keys, device_key, expires),
+                    nonce=secrets.token_bytes(NONCE_BYTES),
+                ),
+                population=population,
+                sdk_version=SDK_VERSION,
+                plan_formats=PLAN_FORMATS,
+                floors=Floors(minimum_group=1),
+            )
+            request.credentials.signature = private.sign(call_transcript(CHECK_IN.path, request, request.credentials))
+            bodies.append(request.SerializeToString())
+        return bodies
+
+    async def burst(self, target: str, path: str, requests: list[bytes]) -> Burst:
+        """Make all calls at once, over TLS."""
+        answered: list[float] = []
+        kinds: Counter[str] = Counter()
+        async with open_channel(target, self.stack.settings.tls_server_authority) as channel:
+            await channel.channel_ready()
+            method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+
+            async def call(request: bytes) -> bytes:
+                answer = await method(request, timeout=_CALL_SECONDS)
+                answered.append(time.time())
+                return answer
+
+            began = time.perf_counter()
+            answers = await asyncio.gather(*map(call, requests))
+            seconds = time.perf_counter() - began
+        if path == CHECK_IN.path:
+            kinds.update(str(CheckInResponse.FromString(answer).WhichOneof("answer")) for answer in answers)
+        return Burst(seconds, answered, kinds)
+
     async def window_closed(self, name: str) -> float:
         """Return when the window of a task's first round closed in which its cohort was drawn, Unix seconds."""
         assert self.stack.valkey is not None  # noqa: S101 - no other Redis was named
@@ -137,13 +188,13 @@ async def _measure(bench: Bench, bare: str) -> list[Measure]:
     for turn in range(_TURNS + 1):
         name = f"turn-{turn}"
         await asyncio.to_thread(bench.create, name, _SHORT_MILLISECONDS)
-        echo = await _burst(bare, ECHO, _requests(name))
-        burst = await _burst(bench.target, CHECK_IN.path, _requests(name))
+        echo = await bench.burst(bare, ECHO, bench.check_ins(name))
+        burst = await bench.burst(bench.target, CHECK_IN.path, bench.check_ins(name))
         if turn > 0:  # the first one warms everything up
             bursts.append(burst)
             echoes.append(COHORT / echo.seconds)
     await asyncio.to_thread(bench.create, "waits", _LONG_MILLISECONDS)
-    waiting = await _burst(bench.target, CHECK_IN.path, _requests("waits"))
+    waiting = await bench.burst(bench.target, CHECK_IN.path, bench.check_ins("waits"))
     closed = await bench.window_closed("waits")
     waits = sorted(instant - closed for instant in waiting.answered)
     rates = [burst.assigned_per_second for burst in bursts]
@@ -158,41 +209,6 @@ async def _measure(bench: Bench, bare: str) -> list[Measure]:
         Measure("seconds_from_close_to_answer_p50", waits[len(waits) // 2], "s"),
         Measure("seconds_from_close_to_answer_p99", waits[int(0.99 * len(waits))], "s"),
     ]
-
-
-def _requests(population: str) -> list[bytes]:
-    """Return the check-ins of a cohort, each of a device of its own."""
-    return [
-        CheckInRequest(
-            credentials=Credentials(device_key=secrets.token_bytes(_KEY_BYTES)),
-            population=population,
-            sdk_version=SDK_VERSION,
-            plan_formats=PLAN_FORMATS,
-            floors=Floors(minimum_group=1),
-        ).SerializeToString()
-        for _ in range(COHORT)
-    ]
-
-
-async def _burst(target: str, path: str, requests: list[bytes]) -> Burst:
-    """Make all calls at once."""
-    answered: list[float] = []
-    kinds: Counter[str] = Counter()
-    async with open_channel(target) as channel:
-        await channel.channel_ready()
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
-
-        async def call(request: bytes) -> bytes:
-            answer = await method(request, timeout=_CALL_SECONDS)
-            answered.append(time.time())
-            return answer
-
-        began = time.perf_counter()
-        answers = await asyncio.gather(*map(call, requests))
-        seconds = time.perf_counter() - began
-    if path == CHECK_IN.path:
-        kinds.update(str(CheckInResponse.FromString(answer).WhichOneof("answer")) for answer in answers)
-    return Burst(seconds, answered, kinds)
 
 
 def _compile_plan(folder: Path) -> Path:

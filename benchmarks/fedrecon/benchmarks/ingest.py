@@ -29,7 +29,7 @@ from fedrecon.benchmarks.processes import TOKEN_KEY, Running, running_module, ru
 from fedrecon.device_sdk.requests import UPLOAD
 from fedrecon.ops.service_identity import proving_interceptors
 from fedrecon.ops.tls import open_channel
-from fedrecon.ops.tokens import SESSION_BYTES, issue_token
+from fedrecon.ops.tokens import SESSION_BYTES, issue_token, session_key
 from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
@@ -46,6 +46,7 @@ from fedrecon.wire.chunks import cut
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint, quantise
 from fedrecon.wire.fixed_point import Segment as FixedPointSegment
+from fedrecon.wire.proofs import NONCE_BYTES, call_mac
 
 SHARE_LIMIT = 0.8
 MEMORY_RATIO_LIMIT = 1.1
@@ -61,6 +62,7 @@ _TURNS = 5
 _FEW, _MANY = 100, 1_000
 _WEIGHT, _BOUND = 10, 1.0
 _LATER_SECONDS = 3_600
+_DEVICE_KEY = bytes(range(64, 96))
 _CALL_SECONDS = 600.0
 
 
@@ -181,6 +183,10 @@ class Reports:
                 round_token=issue_token(TOKEN_KEY, _round(number), session, _later()),
             )
             header = UploadHeader(proof=proof, group=group, size=self.size, digest=self._digest)
+            credentials = header.proof.credentials
+            credentials.device_key, credentials.nonce = _DEVICE_KEY, secrets.token_bytes(NONCE_BYTES)
+            key = session_key(TOKEN_KEY, _round(number), session, _DEVICE_KEY)
+            credentials.mac = call_mac(key, UPLOAD.path, header, credentials)
             yield [UploadRequest(header=header).SerializeToString(), *self._chunks]
 
 

@@ -13,6 +13,7 @@ from fedrecon.coordinator.collecting import Collector
 from fedrecon.coordinator.enrolment_service import EnrolmentService
 from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
+from fedrecon.coordinator.nonces import Nonces
 from fedrecon.coordinator.peers import Peers
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.service import CandidatesService, CoordinatorService
@@ -71,7 +72,7 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     is_required = settings.enrolment == "required"
     rate = settings.device_calls_per_second
     limits = Limits(rate, max(round(rate * _BURST_SECONDS), 1), time.monotonic)
-    speakers = Speakers(keys, journal, forgotten, limits, around.clock, is_required=is_required)
+    speakers = Speakers(keys, Nonces(journal), forgotten, limits, around.clock, is_required=is_required)
     coordinating = CoordinatorService(roster, idle_milliseconds, speakers, proves_sessions=is_required)
     service.add(add_CoordinatorServicer_to_server, coordinating)
     token_milliseconds = round(settings.enrolment_token_minutes * 60_000)

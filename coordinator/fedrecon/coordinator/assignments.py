@@ -7,7 +7,6 @@ one attempt only: the journal holds marks, never device keys, so it cannot be as
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from fedrecon.coordinator.round_events import Blob, Kind, Slot
@@ -139,4 +138,4 @@ def _ticket_mac(key: bytes, attempt: Round, device_key: bytes, drawn: bytes) -> 
 
 def _keyed(key: bytes, *parts: bytes) -> bytes:
     framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    return hmac.digest(key, framed, hashlib.sha256)
+    return hmac.digest(key, framed, "sha256")

@@ -7,7 +7,6 @@ token says "the owner of this key was enrolled"; it is worth nothing without tha
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from fedrecon.ops.key_ring import KeyRing
@@ -83,4 +82,4 @@ def _read(keys: KeyRing, domain: bytes, device_key: bytes, issued: bytes, cut: i
 
 def _mac(key: bytes, domain: bytes, device_key: bytes, said: bytes) -> bytes:
     framed = b"".join(len(part).to_bytes(8, "little") + part for part in (domain, device_key, said))
-    return hmac.digest(key, framed, hashlib.sha256)
+    return hmac.digest(key, framed, "sha256")

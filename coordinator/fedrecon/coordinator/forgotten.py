@@ -9,7 +9,6 @@ Whoever adds to a long list writes down anew what is still in force.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from dataclasses import dataclass
 
@@ -141,4 +140,4 @@ class Forgotten:
         await self._journal.compact(REGISTRY_TASK, STREAM, self._version, _snapshots.encode(kept))
 
     def _name(self, device_key: bytes) -> str:
-        return hmac.digest(self._key, _DOMAIN + device_key, hashlib.sha256).hex()
+        return hmac.digest(self._key, _DOMAIN + device_key, "sha256").hex()

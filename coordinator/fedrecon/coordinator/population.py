@@ -10,7 +10,6 @@ Rules: in memory only, since it is there again after a day of calls; time is pas
 from __future__ import annotations
 
 import bisect
-import hashlib
 import hmac
 from dataclasses import dataclass, field
 
@@ -24,7 +23,7 @@ _DOMAIN = b"fedrecon census 1"
 
 def hash_of(key: bytes, device_key: bytes) -> int:
     """Returns a device's hash: uniform in [0, 2^64), and no one's without the deployment's key."""
-    return int.from_bytes(hmac.digest(key, _DOMAIN + device_key, hashlib.sha256)[:8], "little")
+    return int.from_bytes(hmac.digest(key, _DOMAIN + device_key, "sha256")[:8], "little")
 
 
 @dataclass(slots=True)

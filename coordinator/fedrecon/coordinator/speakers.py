@@ -9,19 +9,16 @@ Source: Ed25519 as RFC 8032 has it, HMAC as RFC 2104; the bytes are those of `fe
 
 from __future__ import annotations
 
-import hashlib
-
 import grpc
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import Message
 
 from fedrecon.coordinator.enrolment import DEVICE_KEY_BYTES, NotEnrolledError, verify_enrolment
-from fedrecon.coordinator.entries import REGISTRY_TASK
 from fedrecon.coordinator.forgotten import Forgotten
+from fedrecon.coordinator.nonces import Nonces
 from fedrecon.ops.boundary import Refusal, too_many_calls
 from fedrecon.ops.clock import Clock
-from fedrecon.ops.journal import Journal
 from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.limits import Limits
 from fedrecon.v1.common_pb2 import Credentials
@@ -33,7 +30,7 @@ class Speakers:
 
     Args:
         keys: Of the services.
-        journal: Where nonces are kept.
+        nonces: Those of calls that were heard.
         forgotten: Keys that are refused.
         limits: How often a key may call.
         clock: The time.
@@ -43,7 +40,7 @@ class Speakers:
     def __init__(
         self,
         keys: KeyRing,
-        journal: Journal,
+        nonces: Nonces,
         forgotten: Forgotten,
         limits: Limits,
         clock: Clock,
@@ -51,7 +48,7 @@ class Speakers:
         is_required: bool,
     ) -> None:
         self._keys = keys
-        self._journal = journal
+        self._nonces = nonces
         self._forgotten = forgotten
         self._limits = limits
         self._clock = clock
@@ -88,8 +85,7 @@ class Speakers:
             raise not_enrolled("the key was forgotten")
         self._limit(device_key)
         verify_signature(method, message, credentials)
-        place = hashlib.sha256(device_key + credentials.nonce).hexdigest()
-        return await self._journal.remember(REGISTRY_TASK, f"nonce/{place}", expires)
+        return await self._nonces.is_new(device_key, credentials.nonce, expires)
 
     def _limit(self, device_key: bytes) -> None:
         early = self._limits.note(device_key)

@@ -7,7 +7,6 @@ on the way reads or replays it, is the matter of TLS (with `tls_client_authority
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -42,7 +41,7 @@ def is_proof(keys: KeyRing, method: str, proof: bytes, now_unix_milliseconds: in
 
 
 def _mac(key: bytes, method: str, expiry: bytes) -> bytes:
-    return hmac.digest(key, b"\0".join([_DOMAIN, method.encode(), expiry]), hashlib.sha256)
+    return hmac.digest(key, b"\0".join([_DOMAIN, method.encode(), expiry]), "sha256")
 
 
 class _Proving:

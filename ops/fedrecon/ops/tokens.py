@@ -8,7 +8,6 @@ the same key, over another domain, round, session and device key: any service ma
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from fedrecon.ops.key_ring import KeyRing
@@ -61,4 +60,4 @@ def _mac(key: bytes, domain: bytes, round_key: RoundKey, session: bytes, last: b
     task = round_key.task.encode()
     numbers = [len(task), round_key.round, round_key.attempt, len(session)]
     parts = [domain, *(number.to_bytes(8, "little") for number in numbers), task, session, last]
-    return hmac.digest(key, b"".join(parts), hashlib.sha256)
+    return hmac.digest(key, b"".join(parts), "sha256")

@@ -44,7 +44,7 @@ def call_transcript(method: str, message: Message, credentials: Credentials) -> 
 
 def call_mac(session_key: bytes, method: str, message: Message, credentials: Credentials) -> bytes:
     """Returns the MAC of one call of a session, 32 bytes. Arguments and errors as `call_transcript` has them."""
-    return hmac.digest(session_key, call_transcript(method, message, credentials), hashlib.sha256)
+    return hmac.digest(session_key, call_transcript(method, message, credentials), "sha256")
 
 
 def enrolment_transcript(device_key: bytes, challenge: bytes, attestation: bytes) -> bytes:

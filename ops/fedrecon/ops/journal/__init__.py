@@ -258,6 +258,18 @@ class Journal(Protocol):
         """
         ...
 
+    async def remember_all(self, task: str, notes: Sequence[tuple[str, int]]) -> tuple[bool, ...]:
+        """Note several keys at once, each as `remember` would: one round trip for all of them.
+
+        Args:
+            task: Task they belong to.
+            notes: Keys, each with the instant until which it is noted; a key that comes twice is new once.
+
+        Returns:
+            For each whether it was new.
+        """
+        ...
+
     async def forget(self, task: str, key: str) -> None:
         """Remove a key that was noted; nothing happens if it was not.
 

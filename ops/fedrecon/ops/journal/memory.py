@@ -161,6 +161,10 @@ class MemoryJournal:
         owner.forget_passed(now)
         return True
 
+    async def remember_all(self, task: str, notes: Sequence[tuple[str, int]]) -> tuple[bool, ...]:
+        """Note several keys at once. See `Journal.remember_all`."""
+        return tuple([await self.remember(task, key, until) for key, until in notes])
+
     async def forget(self, task: str, key: str) -> None:
         """Remove a key that was noted. See `Journal.forget`."""
         self._owner(task).remembered.pop(checked_name(key), None)

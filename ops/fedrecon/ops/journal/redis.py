@@ -169,6 +169,19 @@ class RedisJournal:
         )
         return noted is None or noted == mine
 
+    async def remember_all(self, task: str, notes: Sequence[tuple[str, int]]) -> tuple[bool, ...]:
+        """Note several keys at once. See `Journal.remember_all`."""
+        if not notes:
+            return ()
+        first: dict[str, int] = {}
+        for place, (key, _) in enumerate(notes):
+            first.setdefault(key, place)
+        keys = [_key(task, "remembered", key) for key in first]
+        instants = [max(notes[place][1], 1) for place in first.values()]
+        answers = await self._shared.run("remember", keys, os.urandom(16), *instants)
+        new = {place for place, is_new in zip(first.values(), answers, strict=True) if is_new}
+        return tuple(place in new for place in range(len(notes)))
+
     async def forget(self, task: str, key: str) -> None:
         """Remove a key that was noted. See `Journal.forget`."""
         await self._shared.call("DEL", _key(task, "remembered", key))

@@ -51,7 +51,7 @@ _ANSWER_SECONDS = 10.0
 
 SCRIPTS = {
     name: importlib.resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
-    for name in ("acquire", "append", "compact", "discard", "read", "release", "renew")
+    for name in ("acquire", "append", "compact", "discard", "read", "release", "remember", "renew")
 }
 # Redis names a script by its SHA-1; nothing rests on that being secure.
 _DIGESTS = {name: hashlib.sha1(text, usedforsecurity=False).hexdigest() for name, text in SCRIPTS.items()}
