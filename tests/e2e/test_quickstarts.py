@@ -22,6 +22,7 @@ import pytest
 
 from fedrecon.device_sdk import Outcome
 from fedrecon.device_sdk.calling import Patience
+from fedrecon.ops.certificates import LOCAL_NAMES, keep_certificates
 from fedrecon.ops.command import main
 from fedrecon.ops.task_specs import build_spec
 
@@ -128,10 +129,10 @@ def test_the_apps_python_recommends_offline(here: Path, capsys: pytest.CaptureFi
 def test_the_apps_participation_says_that_nobody_answers(
     here: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert here
     monkeypatch.setattr("fedrecon.device_sdk.device.Patience", lambda: Patience(attempts=2, first_seconds=0.01))
     block = blocks("quickstart-app.md", "python")[1]
     assert "localhost:7001" in block
+    keep_certificates(here / "certs", LOCAL_NAMES)  # the operator's page makes them
     names = execute(block.replace("localhost:7001", f"127.0.0.1:{closed_port}"))
     assert names["participation"].outcome is Outcome.UNREACHABLE
     assert [each.message for each in names["device"].receipt()] == ["CheckIn", "CheckIn"]

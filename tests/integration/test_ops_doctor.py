@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from fedrecon.ops import doctor
 from fedrecon.ops import settings as settings_module
+from fedrecon.ops.certificates import LOCAL_NAMES, keep_certificates
 from fedrecon.ops.command import main
 from fedrecon.ops.doctor import Finding, examine
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
@@ -125,3 +127,24 @@ def test_the_command_ends_with_1_if_anything_is_wrong(
     monkeypatch.setenv("FEDRECON_XYZZY", "1")
     assert main(["doctor"]) == 1
     assert "FEDRECON_XYZZY" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("days", "state"), [(200, "ok"), (3, "warning"), (-1, "wrong")])
+def test_a_certificate_is_looked_at_before_it_runs_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, days: int, state: str
+) -> None:
+    made = dt.datetime.now(dt.UTC) - dt.timedelta(days=365 - days, hours=-1)
+    files = keep_certificates(tmp_path / "tls", LOCAL_NAMES, made)
+    monkeypatch.setenv("FEDRECON_TLS_CERTIFICATE", str(files.certificate))
+    monkeypatch.setenv("FEDRECON_TLS_KEY", str(files.key))
+    (finding,) = found("certificate")
+    assert finding.state == state
+    assert bool(finding.mend) == (state != "ok")
+
+
+def test_an_open_deployment_without_enrolment_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDRECON_ENROLMENT", "off")
+    assert not found("enrolment")
+    monkeypatch.setenv("FEDRECON_HOST", "0.0.0.0")  # noqa: S104 - that is what is tested
+    (finding,) = found("enrolment")
+    assert finding.state == "warning"

@@ -7,6 +7,7 @@ check changes nothing, asks others for at most two seconds, and never raises: a 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ _PATIENCE_SECONDS = 2.0
 _OLDEST_PYTHON = (3, 11)
 _WRONG_FREE_BYTES = 256 * 1024**2
 _LOW_FREE_BYTES = 2 * 1024**3
+_RENEWAL = dt.timedelta(days=14)
 _LEAST_FILES = 1024
 _AMPLE_FILES = 8192
 """A waiting device holds one connection: thousands wait at once."""
@@ -141,12 +143,36 @@ def _examine_exposure(loaded: list[Settings]) -> Iterator[Finding]:
             f"no certificate, on {settings.host}: services do not start",
             "set FEDRECON_TLS_CERTIFICATE and FEDRECON_TLS_KEY (`fedrecon certs`), or FEDRECON_TLS=off behind a mesh",
         )
+    if settings.enrolment == "off" and not settings.is_on_loopback:
+        yield Finding(
+            "enrolment",
+            "warning",
+            "off: any device key is believed, and calls may be played again",
+            "unset FEDRECON_ENROLMENT, unless a gateway knows devices by itself",
+        )
+    yield from _examine_certificate(settings.tls_certificate)
     for field in ("tls_certificate", "tls_key", "tls_client_authority", "tls_server_authority"):
         path: Path | None = getattr(settings, field)
         if path is not None and not os.access(path, os.R_OK):
             yield Finding(
                 "encryption", "wrong", f"{variable_of(field)}={path} cannot be read", "name a readable PEM file"
             )
+
+
+def _examine_certificate(path: Path | None) -> Iterator[Finding]:
+    if path is None or not os.access(path, os.R_OK):
+        return
+    from cryptography import x509
+
+    try:
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+    except ValueError:
+        yield Finding("certificate", "wrong", f"{path} holds none", "`fedrecon certs` makes one")
+        return
+    left = certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
+    state: State = "wrong" if left < dt.timedelta() else "warning" if left < _RENEWAL else "ok"
+    mend = "" if state == "ok" else "renew it; services read it again by themselves (`fedrecon certs` renews its own)"
+    yield Finding("certificate", state, f"valid until {certificate.not_valid_after_utc:%Y-%m-%d}", mend)
 
 
 def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
@@ -166,7 +192,7 @@ def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
         problem = why_port_cannot_be_opened(host, port)
         if problem is None:
             yield Finding(what, "ok", "free")
-        elif _serves_health(host, port):
+        elif _serves_health(host, port, loaded[0]):
             yield Finding(what, "ok", "a healthy service answers on it")
         else:
             yield Finding(
@@ -174,11 +200,17 @@ def _examine_ports(loaded: list[Settings]) -> Iterator[Finding]:
             )
 
 
-def _serves_health(host: str, port: int) -> bool:
+def _serves_health(host: str, port: int, settings: Settings) -> bool:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}") as channel:  # noqa: S104 - compared only
+    from fedrecon.ops.admin_client import find_authority
+    from fedrecon.ops.tls import channel_credentials
+
+    target = f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - compared only
+    authority = find_authority(target, settings, settings.home.absolute())
+    trusted = channel_credentials(authority, settings.tls_certificate, settings.tls_key)
+    with grpc.insecure_channel(target) if trusted is None else grpc.secure_channel(target, trusted) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=_PATIENCE_SECONDS
