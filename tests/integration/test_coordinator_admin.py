@@ -92,6 +92,9 @@ async def test_a_task_whose_registration_was_cut_short_is_finished_by_asking_aga
         assert len(await coordinator.assign(1, 2, 3)) == 3
 
 
+PRIVACY = task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_budget=0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "code", "reason", "told"),
     [
@@ -105,10 +108,10 @@ async def test_a_task_whose_registration_was_cut_short_is_finished_by_asking_aga
             "vocabulary",
         ),
         (
-            lambda spec: setattr(spec.secure_sum, "protocol", task_pb2.SUM_PROTOCOL_SECAGG_PLUS),
+            lambda spec: (spec.privacy.MergeFrom(PRIVACY), setattr(spec.secure_sum, "maximum_weight", 1)),
             "INVALID_ARGUMENT",
-            "NOT_YET_SUPPORTED",
-            "TRUSTED only",
+            "INVALID_SPEC",
+            "one round spends",
         ),
     ],
 )

@@ -178,13 +178,25 @@ async def test_no_member_says_two_things(tmp_path: Path) -> None:
         bad.CopyFrom(given)
         del bad.shares[0]
         invalid = grpc.StatusCode.INVALID_ARGUMENT
-        await refused(aggregator.devices.Share(bad, timeout=5), invalid, "MALFORMED_SHARES")
+        await refused(aggregator.devices.Share(bad, timeout=5), invalid, "MALFORMED_MESSAGE")
         waiting = asyncio.create_task(first.share(aggregator, joined))
         await asyncio.sleep(0.05)
         given.seed_commitment = bytes(32)
         await refused(aggregator.devices.Share(given, timeout=5), exists, "ALREADY_SENT")
         assert len(rest) == 5
         waiting.cancel()
+
+
+async def test_keys_that_neighbours_would_refuse_do_not_reach_them(tmp_path: Path) -> None:
+    async with running(tmp_path) as aggregator:
+        checkpoint, _ = await opened_masked(aggregator, 6)
+        device = make_masked(1, checkpoint)[0]
+        for change in ({"key_signature": bytes(64)}, {"mask_key": bytes(32)}, {"share_key": bytes(31)}):
+            keys = device.keys()
+            for name, value in change.items():
+                setattr(keys, name, value)
+            call = aggregator.devices.Join(keys, timeout=5)
+            await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
 
 async def test_nobody_reveals_before_the_survivors_are_fixed(tmp_path: Path) -> None:

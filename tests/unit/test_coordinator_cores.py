@@ -178,7 +178,7 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
             "INVALID_SPEC",
             "too few steps",
         ),
-        (lambda spec: setattr(spec.privacy, "noise_multiplier", 1.0), "NOT_YET_SUPPORTED", "privacy"),
+        (lambda spec: setattr(spec.privacy, "noise_multiplier", 1.0), "INVALID_SPEC", "privacy.clip_norm"),
         (lambda spec: setattr(spec.evaluation, "every_rounds", 5), "INVALID_SPEC", "go together"),
         (lambda spec: setattr(spec.evaluation, "held_out_share", 1.0), "INVALID_SPEC", "held_out_share"),
         (lambda spec: setattr(spec.evaluation, "report_goal", 9), "INVALID_SPEC", "no evaluation rounds"),

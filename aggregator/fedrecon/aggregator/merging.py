@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from fedrecon.aggregator.group_events import Config
 from fedrecon.aggregator.optimizers import Optimizer, State
+from fedrecon.aggregator.privacy import Mechanism, add_noise, digest_of_noisy, next_clip_norm
 from fedrecon.aggregator.secure_sum import DamagedSumError, check_sum
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_WEIGHT, Vector, add, zero
+from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_WEIGHT, WITHIN_CLIP, Vector, add, zero
 
 
 class NotFiniteError(Exception):
@@ -54,7 +55,8 @@ class RoundSum:
         reports: reports in it.
         metric_sums: sums over all examples, by name.
         update_norm: Euclidean norm of the mean update.
-        sum_digest: SHA-256 of the groups' vectors, added modulo the rings.
+        sum_digest: SHA-256 of the groups' vectors, added modulo the rings; of the noisy integers where there is noise.
+        clip_norm: clip norm of the next round; 0 without privacy.
     """
 
     mean_updates: Mapping[str, NDArray[np.float64]]
@@ -63,14 +65,16 @@ class RoundSum:
     metric_sums: Mapping[str, float]
     update_norm: float
     sum_digest: bytes
+    clip_norm: float = 0.0
 
 
-def combine(sums: Sequence[ClosedSum], config: Config) -> RoundSum:
+def combine(sums: Sequence[ClosedSum], config: Config, mechanism: Mechanism | None = None) -> RoundSum:
     """Returns the mean update and the numbers of a round.
 
     Args:
         sums: at least one.
         config: what the groups were opened for.
+        mechanism: how the sum is made private: then there are no metric sums; None: it is not.
 
     Raises:
         DamagedSumError: ones or weights of a sum are not those of its reports.
@@ -89,18 +93,27 @@ def combine(sums: Sequence[ClosedSum], config: Config) -> RoundSum:
     weight = sum(int(one.total.tail[TAIL_WEIGHT]) for one in sums)
     if weight == 0:
         raise DamagedSumError("the sum of the weights is 0: there is nothing to divide by")
+    named = {metric.name: value for metric, value in zip(config.metrics, metrics, strict=True)}
+    if mechanism is None:
+        divisor, clip_norm, sum_digest = weight, 0.0, digest_of(total.to_bytes())
+    else:
+        body = add_noise(body, fixed_point, mechanism)
+        divisor, sum_digest = mechanism.denominator, digest_of_noisy(body)
+        clip_norm = next_clip_norm(named.get(WITHIN_CLIP, 0), mechanism)
+        named = {}
     mean_updates: dict[str, NDArray[np.float64]] = {}
     start = 0
     for segment, scale in zip(config.segments, fixed_point.scales(), strict=True):
-        mean_updates[segment.parameter] = body[start : start + segment.elements] / scale / weight
+        mean_updates[segment.parameter] = body[start : start + segment.elements] / scale / divisor
         start += segment.elements
     return RoundSum(
         mean_updates=mean_updates,
         weight=weight,
         reports=reports,
-        metric_sums={metric.name: value / METRIC_SCALE for metric, value in zip(config.metrics, metrics, strict=True)},
+        metric_sums={name: value / METRIC_SCALE for name, value in named.items()},
         update_norm=math.sqrt(sum(float(np.sum(np.square(mean))) for mean in mean_updates.values())),
-        sum_digest=digest_of(total.to_bytes()),
+        sum_digest=sum_digest,
+        clip_norm=clip_norm,
     )
 
 

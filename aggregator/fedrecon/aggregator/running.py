@@ -77,7 +77,7 @@ async def assemble(
     proves = settings.enrolment == "required"
     devices = DeviceService(attempts, staging, token_keys, clock, measures, proves_sessions=proves)
     service.add(add_AggregatorServicer_to_server, devices)
-    sums = SumsService(attempts, staging, blobs, target, measures, service.stopping)
+    sums = SumsService(attempts, staging, blobs, target, snapshots.noise_key, measures, service.stopping)
     service.add(add_SumsServicer_to_server, sums, internal=True)
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
     service.run("tidy", _tidy(attempts, staging, clock))

@@ -37,6 +37,7 @@ from fedrecon.aggregator.unmasking import (
     CannotUnmaskError,
     InvalidMessageError,
     MaskedGroup,
+    check_keys,
     check_reveal,
     check_shares,
     unmask,
@@ -176,7 +177,7 @@ class SecAggPlusSum:
         if tuple(map(len, keys)) != (_KEY_BYTES, _KEY_BYTES, _KEY_BYTES, _SIGNATURE_BYTES):
             raise MessageRefusedError(
                 "invalid",
-                "MALFORMED_KEYS",
+                "MALFORMED_MESSAGE",
                 "Two keys of 32 bytes, the device's own and its signature of 64 bytes are needed to join",
                 "Send what the contract describes.",
             )
@@ -188,6 +189,8 @@ class SecAggPlusSum:
                 raise MessageRefusedError(
                     "differs", "KEY_IN_GROUP", "A key is in the group already, by another session", "End this session."
                 )
+            with _refusing_invalid():  # else the neighbours would refuse the whole group
+                check_keys(message.proof.round, _member(0, session, message))
             self._keys |= set(keys[:3])
             self._joins[session] = message
             self._heard_at = now
@@ -387,7 +390,7 @@ def _refusing_invalid() -> Iterator[None]:
         yield
     except InvalidMessageError as error:
         raise MessageRefusedError(
-            "invalid", "MALFORMED_SHARES", str(error), "Send one share for each neighbour, as the contract says."
+            "invalid", "MALFORMED_MESSAGE", str(error), "Send what the contract describes."
         ) from error
 
 

@@ -8,6 +8,7 @@ name, made once, stands in every group that was opened on it, because only here 
 from __future__ import annotations
 
 import fcntl
+import hmac
 import os
 import secrets
 from pathlib import Path
@@ -37,6 +38,7 @@ class Snapshots:
 
     Attributes:
         holder: name of the folder's holder in the journal.
+        noise_key: 32 bytes that follow from the sealing key, for the noise of private sums.
 
     Raises:
         UserMistake: another process has the folder.
@@ -46,6 +48,7 @@ class Snapshots:
         make_folder(folder)
         self._lock = _locked(folder)
         self.holder = _holder_of(folder)
+        self.noise_key = hmac.digest(key, b"fedrecon noise key 1", "sha256")
         self._sealed = SealedFolder(folder / "sums", key)
 
     def put(self, group: bytes, total: Vector) -> bytes:

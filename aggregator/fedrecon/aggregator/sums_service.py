@@ -7,6 +7,8 @@ follows from its arguments alone, so a merge that is repeated (elsewhere, or aft
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -31,6 +33,7 @@ from fedrecon.aggregator.merging import (
 )
 from fedrecon.aggregator.messages import config_of, malformed, progress_of
 from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError
+from fedrecon.aggregator.privacy import Mechanism
 from fedrecon.aggregator.secure_sum import DamagedSumError
 from fedrecon.aggregator.summing import Summing
 from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
@@ -61,6 +64,7 @@ class SumsService(SumsServicer):
         staging: uploads on their way.
         blobs: checkpoints and optimizer states.
         target: where devices reach this aggregator, `host:port`.
+        noise_key: 32 secret bytes that the noise of private sums follows from.
         measures: what is counted.
         stopping: set when the process ends: watchers are sent away.
     """
@@ -71,6 +75,7 @@ class SumsService(SumsServicer):
         staging: Staging,
         blobs: BlobStore,
         target: str,
+        noise_key: bytes,
         measures: Measures,
         stopping: asyncio.Event,
     ) -> None:
@@ -78,6 +83,7 @@ class SumsService(SumsServicer):
         self._staging = staging
         self._blobs = blobs
         self._target = target
+        self._noise_key = noise_key
         self._measures = measures
         self._stopping = stopping
 
@@ -127,9 +133,10 @@ class SumsService(SumsServicer):
             )
         summings = _closed_groups(attempt, request)
         optimizer = _optimizer_of(attempt, request)
+        mechanism = _mechanism_of(attempt, request, self._noise_key)
         try:
             sums = [ClosedSum(await one.read_sum(), len(one.group.reports)) for one in summings]
-            round_sum = await asyncio.to_thread(combine, sums, attempt.config)
+            round_sum = await asyncio.to_thread(combine, sums, attempt.config, mechanism)
         except DamagedSumError as error:
             raise Refusal(
                 grpc.StatusCode.DATA_LOSS,
@@ -150,6 +157,7 @@ class SumsService(SumsServicer):
             metric_sums=round_sum.metric_sums,
             update_norm=round_sum.update_norm,
             sum_digest=round_sum.sum_digest,
+            clip_norm=round_sum.clip_norm,
         )
         await asyncio.to_thread(self._write, request, round_sum, optimizer, response)
         if optimizer is not None:
@@ -278,21 +286,43 @@ def _optimizer_of(attempt: Attempt, request: MergeRequest) -> Optimizer | None:
     """Returns the server optimizer; None for an evaluation.
 
     Raises:
-        Refusal: its numbers make no sense, or the round wants noise that this version cannot add.
+        Refusal: its numbers make no sense.
     """
-    if request.privacy.noise_multiplier:
-        raise Refusal(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "PRIVACY_NOT_AVAILABLE",
-            "The round wants differential privacy, which this aggregator cannot give: nothing is merged without it.",
-            "Take the privacy out of the task, knowingly, or run a version that has it.",
-        )
     if not attempt.config.segments:
         return None
     try:
         return optimizers.from_message(request.optimizer)
     except ValueError as error:
         raise malformed(f"the server optimizer: {error}") from error
+
+
+def _mechanism_of(attempt: Attempt, request: MergeRequest, noise_key: bytes) -> Mechanism | None:
+    """Returns how the sum is made private; None if the task asks for no privacy.
+
+    The seed follows from the groups, whose ids are random: the same merge has the same noise, another has another.
+
+    Raises:
+        Refusal: its numbers make no sense.
+    """
+    if not request.HasField("privacy"):
+        return None
+    privacy, config = request.privacy, attempt.config
+    groups = b"".join(sorted(request.groups))
+    mechanism = Mechanism(
+        noise_multiplier=privacy.noise_multiplier,
+        clip_norm=request.clip_norm,
+        clip_quantile=privacy.clip_quantile,
+        denominator=request.denominator,
+        seed=hmac.digest(noise_key, b"fedrecon noise 1" + groups, hashlib.sha256),
+    )
+    positive = (mechanism.noise_multiplier, mechanism.clip_norm, float(mechanism.denominator))
+    if not all(0 < number < float("inf") for number in positive) or config.maximum_weight != 1 or not config.segments:
+        raise malformed("privacy needs noise, a clip norm, a denominator, reports that weigh one, and an update")
+    try:
+        _ = mechanism.update_multiplier
+    except ValueError as error:
+        raise malformed(str(error)) from error
+    return mechanism
 
 
 def _unknown_blob(digest: bytes, what: str) -> Refusal:

@@ -22,6 +22,7 @@ from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
 from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
 from fedrecon.coordinator.plans import load_plan
+from fedrecon.coordinator.privacy import claim_of
 from fedrecon.coordinator.reading import Reader
 from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
@@ -35,7 +36,7 @@ from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.callers import current_caller
 from fedrecon.ops.journal import Append, HistoryCompacted, StaleWriter
 from fedrecon.ops.operators import Role
-from fedrecon.v1 import admin_pb2, task_pb2
+from fedrecon.v1 import admin_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminServicer
 from fedrecon.v1.aggregator_pb2 import GrowRequest
 from fedrecon.v1.common_pb2 import BlobReference
@@ -253,19 +254,13 @@ class AdminService(AdminServicer):
         return admin_pb2.ListCheckpointsResponse(checkpoints=listed)
 
     async def GetPrivacy(self, request: admin_pb2.GetPrivacyRequest, context: Any) -> admin_pb2.GetPrivacyResponse:  # noqa: N802
-        """Tells what privacy is claimed: none, and what is missing."""
+        """Tells what privacy is claimed, or what is missing."""
         del context
         task, _ = await self._known(request.task)
-        spec = TaskSpec.FromString(task.spec)
-        missing = ["no noise is added to sums", "updates are not clipped to a norm"]
-        assumptions = ["Local parameters are in no message; what is reported is the update of the global ones."]
-        if spec.secure_sum.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
-            missing.append("the aggregator sees each update (TRUSTED)")
-            assumptions.append(
-                "Who runs the aggregator is trusted: an update of a matrix factorisation reveals the local parameters "
-                "up to scale."
-            )
-        return admin_pb2.GetPrivacyResponse(statement=f"no DP guarantee: {', '.join(missing)}", assumptions=assumptions)
+        claim = await asyncio.to_thread(claim_of, task)
+        return admin_pb2.GetPrivacyResponse(
+            statement=claim.statement, epsilon=claim.epsilon, delta=claim.delta, assumptions=claim.assumptions
+        )
 
     async def ListAudit(self, request: admin_pb2.ListAuditRequest, context: Any) -> admin_pb2.ListAuditResponse:  # noqa: N802
         """Lists what operators changed, newest first."""

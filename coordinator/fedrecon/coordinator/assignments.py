@@ -24,6 +24,7 @@ _TICKET_MAC_BYTES = 16
 _MARK_DOMAIN = b"fedrecon mark 1"
 _TICKET_DOMAIN = b"fedrecon ticket 1"
 _HELD_OUT_DOMAIN = b"fedrecon held out 1"
+_SAMPLED_DOMAIN = b"fedrecon sampled 1"
 _PARTICIPATION_DOMAIN = b"fedrecon participation 1"
 
 
@@ -50,6 +51,24 @@ def is_held_out(key: bytes, task: str, device_key: bytes, share: float) -> bool:
         return False
     drawn = int.from_bytes(_keyed(key, _HELD_OUT_DOMAIN, task.encode(), device_key)[:8], "little")
     return drawn < share * (1 << 64)
+
+
+def is_sampled(key: bytes, number: int, attempt: int, task: str, device_key: bytes, rate: float) -> bool:
+    """Returns whether a device may be drawn for an attempt: Poisson sampling by a keyed hash, which nobody chooses.
+
+    Args:
+        key: Of round tokens.
+        number: The round.
+        attempt: Its attempt.
+        task: The task.
+        device_key: The device's.
+        rate: Share of devices that may be drawn; 0: all.
+    """
+    if not rate:
+        return True
+    numbers = number.to_bytes(8, "little") + attempt.to_bytes(8, "little")
+    drawn = int.from_bytes(_keyed(key, _SAMPLED_DOMAIN, task.encode(), numbers, device_key)[:8], "little")
+    return drawn < rate * (1 << 64)
 
 
 def reference_to(blob: Blob | None) -> BlobReference | None:
@@ -105,6 +124,8 @@ def common_assignment(prepared: Prepared, attempt: Round, blobs: str) -> Assignm
         secure_sum=spec.secure_sum,
         work=work_of(spec, attempt.number),
         layout=None if attempt.kind is Kind.EVALUATE else prepared.layout,
+        clip_norm=attempt.opened.clip_norm,
+        clip_adapts=spec.privacy.clip_quantile > 0,
     )
 
 

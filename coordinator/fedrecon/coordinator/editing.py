@@ -91,9 +91,10 @@ def find_checkpoint(task: Task, entries: Iterable[Entry[Event]], number: int, bl
     """
     checkpoint: Blob | None = task.created.checkpoint if number == 0 else None
     state: Blob | None = None
+    clip_norm = 0.0
     for entry in entries:
         if isinstance(event := entry.event, CheckpointCommitted) and event.number == number:
-            checkpoint, state = event.checkpoint, event.optimizer_state
+            checkpoint, state, clip_norm = event.checkpoint, event.optimizer_state, event.clip_norm
     if checkpoint is None:
         raise Refusal(
             grpc.StatusCode.NOT_FOUND,
@@ -112,4 +113,4 @@ def find_checkpoint(task: Task, entries: Iterable[Entry[Event]], number: int, bl
                 f"The checkpoint of round {number} is not stored any more.",
                 "Choose a newer one, or restore its blobs from a backup.",
             ) from error
-    return RolledBack(number, checkpoint, state, "", "")
+    return RolledBack(number, checkpoint, state, "", "", clip_norm)

@@ -11,7 +11,7 @@ import asyncio
 import secrets
 
 from fedrecon.coordinator.answers import Answer, Drawn, Ineligible, KeepWaiting, NoTask, NotDrawn
-from fedrecon.coordinator.assignments import PRIORITY_BYTES, is_held_out, issue_ticket, mark_of, read_ticket
+from fedrecon.coordinator.assignments import PRIORITY_BYTES, is_held_out, is_sampled, issue_ticket, mark_of, read_ticket
 from fedrecon.coordinator.pacing import Rhythm, Windows, pace
 from fedrecon.coordinator.population import hash_of
 from fedrecon.coordinator.round_events import Kind
@@ -41,7 +41,8 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
     task, attempt = runner.book.task, runner.book.attempt
     if task.state is not State.RUNNING:
         return NoTask(f"the task is {task.state}")
-    if (why := _wrong_half(runner, device_key)) is not None:
+    why = _wrong_half(runner, device_key) or _not_sampled(runner, device_key)
+    if why is not None:
         return Ineligible(why)
     if attempt is not None and attempt.phase is Phase.REPORTING:
         return _place_in(runner, attempt, device_key, now)
@@ -97,6 +98,17 @@ def _wrong_half(runner: Runner, device_key: bytes) -> str | None:
     if _is_held_out(runner, device_key) == evaluates or not runner.spec.evaluation.every_rounds:
         return None
     return "only held-out devices evaluate" if evaluates else "held-out devices only evaluate"
+
+
+def _not_sampled(runner: Runner, device_key: bytes) -> str | None:
+    """Returns why a device may not be drawn for the attempt that gathers, or the next; None if it may."""
+    attempt, task = runner.book.attempt, runner.book.task
+    upcoming = attempt is None or attempt.is_over
+    number, tries = (task.number, task.attempt) if upcoming or attempt is None else (attempt.number, attempt.attempt)
+    rate = runner.spec.privacy.sampling_rate
+    if is_sampled(runner.around.key, number, tries, runner.name, device_key, rate):
+        return None
+    return "this attempt samples other devices"
 
 
 def _is_held_out(runner: Runner, device_key: bytes) -> bool:

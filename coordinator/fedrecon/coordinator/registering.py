@@ -11,6 +11,7 @@ import contextlib
 import grpc
 
 from fedrecon.coordinator import ledger
+from fedrecon.coordinator.accounting import AccountantMissing, epsilon_after, sums_within
 from fedrecon.coordinator.entries import (
     REGISTRY_STREAM,
     REGISTRY_TASK,
@@ -32,7 +33,7 @@ from fedrecon.v1.task_pb2 import TaskSpec
 
 _ADVICE = {
     "INVALID_SPEC": "Correct the specification; the names are those of TaskSpec in task.proto.",
-    "NOT_YET_SUPPORTED": "Leave it out, or wait for a version that runs it.",
+    "NO_ACCOUNTANT": "Install it beside the coordinator: pip install 'fedrecon[privacy]'.",
     "MALFORMED_PLAN": "Compile the plan again, and put all of its parts.",
     "BAD_SIGNATURE": "Sign the plan's digest with the publisher's key.",
     "MISSING_BLOB": "Put every part of the plan first, then create the task.",
@@ -53,8 +54,9 @@ def read_spec(spec: TaskSpec, blobs: BlobStore, operator: str) -> TaskCreated:
     try:
         check_spec(spec)
         prepared = load_plan(spec, blobs)
+        private_sums = _sums_allowed(spec)
     except InvalidSpec as error:
-        has_missing = error.reason == "MISSING_BLOB"
+        has_missing = error.reason in {"MISSING_BLOB", "NO_ACCOUNTANT"}
         code = grpc.StatusCode.FAILED_PRECONDITION if has_missing else grpc.StatusCode.INVALID_ARGUMENT
         problems = "; ".join(error.problems)
         raise Refusal(code, error.reason, f"Task {spec.name!r}: {problems}.", _ADVICE[error.reason]) from error
@@ -69,7 +71,27 @@ def read_spec(spec: TaskSpec, blobs: BlobStore, operator: str) -> TaskCreated:
         maximum_rounds=spec.rounds.maximum_rounds,
         maximum_attempts=spec.rounds.maximum_attempts,
         operator=operator,
+        private_sums=private_sums,
     )
+
+
+def _sums_allowed(spec: TaskSpec) -> int:
+    """Returns how many noisy sums a checked specification's privacy budget allows; 0: it asks for no privacy.
+
+    Raises:
+        InvalidSpec: The budget allows none, or there is no accountant here.
+    """
+    if not spec.HasField("privacy"):
+        return 0
+    try:
+        allowed = sums_within(spec.privacy)
+        one = epsilon_after(spec.privacy, 1)
+    except AccountantMissing as error:
+        raise InvalidSpec("NO_ACCOUNTANT", (f"privacy: {error}",)) from error
+    if allowed == 0:
+        problem = f"privacy.epsilon_budget {spec.privacy.epsilon_budget:g}: one round spends {one:.3g}; add noise"
+        raise InvalidSpec("INVALID_SPEC", (problem,))
+    return allowed
 
 
 def _refresh(manifest: Manifest, spec: TaskSpec, blobs: BlobStore) -> None:

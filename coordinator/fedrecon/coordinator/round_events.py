@@ -142,6 +142,7 @@ class Opened:
         report_share: Share of assigned devices that are expected to report, learned from earlier attempts; 0: nothing
             is known.
         kind: What its sessions are for.
+        clip_norm: What updates are clipped to; 0: they are not.
     """
 
     task: str
@@ -153,6 +154,7 @@ class Opened:
     spec: bytes
     report_share: float = 0.0
     kind: Kind = Kind.TRAIN
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,7 @@ class Committed:
         metric_sums: Sums over the reports, by name.
         update_norm: Euclidean norm of the mean update.
         sum_digest: SHA-256 of the summed vector.
+        clip_norm: Clip norm of the next round; 0 without privacy.
     """
 
     checkpoint: Blob
@@ -236,6 +239,7 @@ class Committed:
     metric_sums: tuple[tuple[str, float], ...]
     update_norm: float
     sum_digest: bytes
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,6 +275,9 @@ class Runner:
         if has_reached_its_end(task, self.spec, now):
             await self.book.record_task(tasks.TaskCompleted("its end has come"))
             return True
+        if task.has_spent_its_budget:
+            await self.book.record_task(tasks.TaskCompleted("its privacy budget is spent"))
+            return True
         if not may_open(task, self.spec, now):
             return False
         last = self.book.attempt
@@ -293,6 +296,7 @@ class Runner:
             spec=self.adoption.encoded,
             report_share=share,
             kind=kind,
+            clip_norm=task.clip_norm or self.spec.privacy.clip_norm,
         )
         await self._record(task.number, opened)
         return True
@@ -420,6 +424,9 @@ class Runner:
     async def _merge(self, attempt: Round, groups: tuple[bytes, ...]) -> None:
         spec = TaskSpec.FromString(attempt.opened.spec)
         request = merge_request(attempt, spec, groups)
+        this_sum = attempt.number, attempt.attempt
+        if spec.HasField("privacy") and self.book.task.spent_for != this_sum:  # before there is a noisy sum to release
+            await self.book.record_task(tasks.PrivacySpent(*this_sum))
         try:
             merged = await self.around.sums.merge(request, *self._opened(attempt))
         except SumsRefused as refused:
@@ -437,7 +444,8 @@ class Runner:
         number, sums = attempt.number, (event.reports, event.weight, event.metric_sums)
         if attempt.kind is Kind.EVALUATE:
             return CheckpointEvaluated(number, attempt.attempt, self.book.task.live_round, *sums)
-        return CheckpointCommitted(number, attempt.attempt, event.checkpoint, event.optimizer_state, *sums)
+        checkpoint, state = event.checkpoint, event.optimizer_state
+        return CheckpointCommitted(number, attempt.attempt, checkpoint, state, *sums, event.clip_norm)
 
     async def _discard(self, attempt: Round) -> None:
         request, groups = self._opened(attempt)

@@ -3,8 +3,8 @@
 Two steps: `check_spec` looks at the specification alone, `prepare` at the plan and vocabularies that it names. Both
 collect every problem before they refuse, so that an operator mends a file once.
 
-What this version does not run yet is refused with the reason NOT_YET_SUPPORTED, never ignored: a task that asks for
-privacy and silently has none would be worse than no task.
+What cannot be given is refused, never ignored: a task that asks for privacy and silently has none would be worse than
+no task.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedrecon.coordinator.over_selection import cohort_size_for
+from fedrecon.coordinator.privacy import privacy_problems
 from fedrecon.coordinator.round_events import Kind, Terms, cohort_size_of
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
@@ -160,7 +161,7 @@ def check_spec(spec: TaskSpec) -> None:
     """Raises unless a specification makes sense by itself.
 
     Raises:
-        InvalidSpec: It does not (`INVALID_SPEC`), or asks for what this version does not run (`NOT_YET_SUPPORTED`).
+        InvalidSpec: It does not (`INVALID_SPEC`).
     """
     problems = (
         *_naming_problems(spec),
@@ -169,12 +170,10 @@ def check_spec(spec: TaskSpec) -> None:
         *_work_problems(spec),
         *_optimizer_problems(spec),
         *_sum_problems(spec),
+        *privacy_problems(spec),
     )
     if problems:
         raise InvalidSpec("INVALID_SPEC", problems)
-    unsupported = tuple(_unsupported(spec))
-    if unsupported:
-        raise InvalidSpec("NOT_YET_SUPPORTED", unsupported)
 
 
 def prepare(spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int]) -> Prepared:
@@ -343,11 +342,6 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
             f"secure_sum.minimum_group {secure_sum.minimum_group}: no group can be opened with a report_goal of "
             f"{spec.rounds.report_goal}"
         )
-
-
-def _unsupported(spec: TaskSpec) -> Iterator[str]:
-    if spec.HasField("privacy"):
-        yield "privacy: this version adds no noise and claims no guarantee; leave it out"
 
 
 def _hyperparameter_problems(spec: TaskSpec, manifest: Manifest) -> Iterator[str]:

@@ -35,7 +35,9 @@ from fedrecon.v1.aggregator_pb2 import (
     WatchRequest,
 )
 from fedrecon.v1.aggregator_pb2_grpc import SumsStub
+from fedrecon.v1.plan_pb2 import MetricSum
 from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.wire.fixed_point import WITHIN_CLIP, WITHIN_CLIP_BOUND
 
 _log = logger_of(__name__)
 
@@ -99,7 +101,7 @@ def open_request(attempt: Round, spec: TaskSpec, prepared: Prepared, groups_expi
         secure_sum=spec.secure_sum,
         layout=prepared.layout if trains else None,
         segment_elements=prepared.segment_elements if trains else (),
-        metrics=prepared.manifest.metrics,
+        metrics=[*prepared.manifest.metrics, *_own_metrics(spec)],
         cohort_size=attempt.terms.cohort_size,
         plan_digest=spec.plan.digest,
         checkpoint_digest=attempt.opened.checkpoint.digest,
@@ -135,8 +137,16 @@ def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...]) -> 
         checkpoint_digest=attempt.opened.checkpoint.digest,
         optimizer_state_digest=b"" if state is None else state.digest,
         optimizer=spec.optimizer,
+        privacy=spec.privacy if spec.HasField("privacy") else None,
         minimum_reports=attempt.terms.minimum_reports,
+        clip_norm=attempt.opened.clip_norm,
+        denominator=attempt.terms.report_goal if spec.HasField("privacy") else 0,
     )
+
+
+def _own_metrics(spec: TaskSpec) -> list[MetricSum]:
+    """Returns the metric sums that reports have beside the plan's."""
+    return [MetricSum(name=WITHIN_CLIP, bound=WITHIN_CLIP_BOUND)] if spec.privacy.clip_quantile else []
 
 
 def committed_of(merged: MergeResponse) -> Committed:
@@ -150,6 +160,7 @@ def committed_of(merged: MergeResponse) -> Committed:
         metric_sums=tuple(sorted(merged.metric_sums.items())),
         update_norm=merged.update_norm,
         sum_digest=merged.sum_digest,
+        clip_norm=merged.clip_norm,
     )
 
 

@@ -36,6 +36,7 @@ class TaskCreated:
         maximum_rounds: Rounds after which it is complete; 0: no limit.
         maximum_attempts: Abandoned attempts in a row after which it pauses itself; 0: no limit.
         operator: Who.
+        private_sums: Sums that its privacy budget allows; 0: it has no budget.
     """
 
     spec: bytes
@@ -43,6 +44,7 @@ class TaskCreated:
     maximum_rounds: int
     maximum_attempts: int
     operator: str
+    private_sums: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class CheckpointCommitted:
         reports: Reports in it.
         weight: Sum of their weights.
         metric_sums: Sums over the reports, by name.
+        clip_norm: Clip norm of the next round; 0 without privacy.
     """
 
     number: int
@@ -114,6 +117,7 @@ class CheckpointCommitted:
     reports: int
     weight: int
     metric_sums: tuple[tuple[str, float], ...] = ()
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,19 @@ class CheckpointEvaluated:
     reports: int
     weight: int
     metric_sums: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySpent:
+    """A noisy sum is about to be made: it counts whether or not its round is committed, and is never given back.
+
+    Attributes:
+        number: The round.
+        attempt: Its attempt.
+    """
+
+    number: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +213,7 @@ class RolledBack:
         optimizer_state: The optimizer's state that belongs to it.
         reason: Why.
         operator: Who.
+        clip_norm: Clip norm that belongs to it; 0 without privacy, and for the plan's initial one.
     """
 
     number: int
@@ -203,6 +221,7 @@ class RolledBack:
     optimizer_state: Blob | None
     reason: str
     operator: str
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +246,7 @@ Event = (
     | TaskCompleted
     | CheckpointCommitted
     | CheckpointEvaluated
+    | PrivacySpent
     | AttemptAbandoned
     | RolledBack
     | TaskLed
@@ -241,6 +261,7 @@ EVENT_TYPES = (
     TaskCompleted,
     CheckpointCommitted,
     CheckpointEvaluated,
+    PrivacySpent,
     AttemptAbandoned,
     RolledBack,
     TaskLed,
@@ -272,6 +293,9 @@ class Task:
         ended_at: When it was completed or cancelled; 0: it was not.
         lost_watermark: What the newest loss of history was measured by.
         leader: Where the coordinator is reached that leads it, or led it last; empty: not known.
+        clip_norm: Clip norm that the live checkpoint ended with; 0: the specification's first one counts.
+        private_sums: Noisy sums that were made, or begun.
+        spent_for: Round and attempt of the last of them.
     """
 
     created: TaskCreated
@@ -293,11 +317,19 @@ class Task:
     ended_at: int = 0
     lost_watermark: str = ""
     leader: str = ""
+    clip_norm: float = 0.0
+    private_sums: int = 0
+    spent_for: tuple[int, int] = (0, 0)
 
     @property
     def number(self) -> int:
         """Number of the round that runs or comes next."""
         return self.committed + 1
+
+    @property
+    def has_spent_its_budget(self) -> bool:
+        """Whether another noisy sum would be more than its privacy budget allows."""
+        return 0 < self.created.private_sums <= self.private_sums
 
     @property
     def has_ended(self) -> bool:
@@ -357,7 +389,13 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
                 abandoned_in_a_row=0,
                 retry_at=now,
                 committed_at=now,
+                clip_norm=event.clip_norm,
             )
+        case PrivacySpent():
+            _require_attempt(task, event)
+            if task.has_spent_its_budget or task.spent_for == (event.number, event.attempt):
+                raise IllegalEvent("the privacy budget is spent, or this sum was counted already")
+            return replace(task, private_sums=task.private_sums + 1, spent_for=(event.number, event.attempt))
         case CheckpointEvaluated():
             _require_open(task, event)
             _require_attempt(task, event)
@@ -379,7 +417,11 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
             if event.number > task.committed:
                 raise IllegalEvent(f"round {event.number} has made no checkpoint: {task.committed} are committed")
             return replace(
-                task, checkpoint=event.checkpoint, live_round=event.number, optimizer_state=event.optimizer_state
+                task,
+                checkpoint=event.checkpoint,
+                live_round=event.number,
+                optimizer_state=event.optimizer_state,
+                clip_norm=event.clip_norm,
             )
         case HistoryLost():
             _require_open(task, event)
@@ -421,7 +463,9 @@ def _require_open(task: Task, event: Event) -> None:
         raise IllegalEvent(f"{type(event).__name__}: the task is {task.state} already")
 
 
-def _require_attempt(task: Task, event: CheckpointCommitted | CheckpointEvaluated | AttemptAbandoned) -> None:
+def _require_attempt(
+    task: Task, event: CheckpointCommitted | CheckpointEvaluated | PrivacySpent | AttemptAbandoned
+) -> None:
     if (event.number, event.attempt) != (task.number, task.attempt):
         raise IllegalEvent(
             f"{type(event).__name__} of attempt {event.attempt} of round {event.number}: "

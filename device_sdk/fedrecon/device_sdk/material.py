@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.calling import Line, Steps
+from fedrecon.device_sdk.clipping import clip
 from fedrecon.device_sdk.columns import map_examples, newest, rule_of
 from fedrecon.device_sdk.errors import TooFewExamplesError, UnusablePlanError
 from fedrecon.device_sdk.graphs import Memo
@@ -22,7 +23,7 @@ from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.coordinator_pb2 import Assignment
 from fedrecon.v1.plan_pb2 import Layout, Manifest
 from fedrecon.wire import manifests
-from fedrecon.wire.fixed_point import FixedPoint
+from fedrecon.wire.fixed_point import WITHIN_CLIP_BOUND, FixedPoint
 from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
 
 _vocabularies: Memo[Items] = Memo(16)
@@ -116,6 +117,8 @@ def make_report(assignment: Assignment, material: Material, columns: Arrays, see
         )
     result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
     layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
-    fixed_point = agreement(result, manifest, layout, assignment.secure_sum)
+    result = clip(result, layout, assignment.clip_norm, adapts=assignment.clip_adapts)
+    more_bounds = (WITHIN_CLIP_BOUND,) if assignment.clip_adapts else ()
+    fixed_point = agreement(result, manifest, layout, assignment.secure_sum, more_bounds)
     vector = report_vector(result, layout, fixed_point, seeds.rounding)
     return Report(vector.to_bytes(), fixed_point, result.examples, mapped.unknown_keys)

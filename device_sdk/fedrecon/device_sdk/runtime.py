@@ -206,7 +206,13 @@ def _updates(
     return updates
 
 
-def agreement(result: TrainingResult, manifest: Manifest, layout: Layout, secure_sum: SecureSum) -> FixedPoint:
+def agreement(
+    result: TrainingResult,
+    manifest: Manifest,
+    layout: Layout,
+    secure_sum: SecureSum,
+    more_bounds: tuple[float, ...] = (),
+) -> FixedPoint:
     """Returns how the reports of a round become integers.
 
     Args:
@@ -214,13 +220,14 @@ def agreement(result: TrainingResult, manifest: Manifest, layout: Layout, secure
         manifest: the plan's manifest.
         layout: the assignment's layout; without segments for an evaluation.
         secure_sum: ring, weight clip and largest sum of the round.
+        more_bounds: of metric sums that the round has beside the plan's.
 
     Raises:
         UnusablePlanError: layout and plan do not fit each other.
     """
     try:
         elements = manifests.segment_elements(layout, manifest, result.rows)
-        bounds = [metric.bound for metric in manifest.metrics]
+        bounds = [*(metric.bound for metric in manifest.metrics), *more_bounds]
         return manifests.fixed_point_of(layout, elements, bounds, secure_sum)
     except (KeyError, ValueError) as error:
         raise UnusablePlanError(f"the report cannot be laid out: {error}", "tell the operator of the task") from error

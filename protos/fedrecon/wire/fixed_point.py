@@ -28,6 +28,9 @@ RING_BITS = (16, 32)
 TAIL_WEIGHT = 0
 TAIL_ONE = 1
 TAIL_METRICS = 2
+WITHIN_CLIP = "within_clip"
+"""Metric sum that reports have beside the plan's where a clip norm adapts: 1 if the update's norm was within it."""
+WITHIN_CLIP_BOUND = 1.0
 TAIL_ENTRY_BYTES = 8
 
 
