@@ -109,6 +109,7 @@ class CountingSums(SumsServicer):
         self.may_merge.set()
         self.may_close.set()
         self.refuse_merge = False
+        self.update_norm = 0.25
 
     async def report(self, key: RoundKey, reports: int) -> None:
         attempt = self.find(key)
@@ -193,7 +194,7 @@ class CountingSums(SumsServicer):
             reports=attempt.reports,
             weight=10 * attempt.reports,
             metric_sums={"loss": 1.5},
-            update_norm=0.25,
+            update_norm=self.update_norm,
             sum_digest=hashlib.sha256(content.encode()).digest(),
         )
 

@@ -28,6 +28,7 @@ from fedrecon.coordinator.endings import Endings
 from fedrecon.coordinator.following import Following
 from fedrecon.coordinator.handing_over import HandedOver
 from fedrecon.coordinator.over_selection import learned_share
+from fedrecon.coordinator.plausibility import doubt
 from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot, Terms
 from fedrecon.coordinator.round_state import Round, Seen
@@ -41,7 +42,7 @@ from fedrecon.coordinator.sums import (
     open_request,
 )
 from fedrecon.coordinator.surroundings import Surroundings
-from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State
+from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State, likeness_of
 from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
 from fedrecon.coordinator.upkeep import Upkeep
 from fedrecon.coordinator.waiting import WaitingRoom
@@ -436,6 +437,10 @@ class Runner:
             return  # cancelled or rolled back meanwhile: the attempt is given up
         event = committed_of(merged)
         told = self._told_of(attempt, event)
+        recent = self.book.task.recent
+        if isinstance(told, CheckpointCommitted) and (why := doubt(likeness_of(told), recent)) is not None:
+            await self._abandon(attempt, f"the sum is not believed: {why}", self.book.now())
+            return
         self._log.info("round committed", round=attempt.number, attempt=attempt.attempt, reports=event.reports)
         await self._record(attempt.number, event, *tasks.consequences(self.book.task, told, self.book.now()))
 
@@ -445,7 +450,9 @@ class Runner:
         if attempt.kind is Kind.EVALUATE:
             return CheckpointEvaluated(number, attempt.attempt, self.book.task.live_round, *sums)
         checkpoint, state = event.checkpoint, event.optimizer_state
-        return CheckpointCommitted(number, attempt.attempt, checkpoint, state, *sums, event.clip_norm)
+        return CheckpointCommitted(
+            number, attempt.attempt, checkpoint, state, *sums, event.clip_norm, event.update_norm
+        )
 
     async def _discard(self, attempt: Round) -> None:
         request, groups = self._opened(attempt)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from fedrecon.coordinator.plausibility import REMEMBERED_ROUNDS, Likeness
 from fedrecon.coordinator.round_events import Blob, IllegalEvent
 
 
@@ -108,6 +109,7 @@ class CheckpointCommitted:
         weight: Sum of their weights.
         metric_sums: Sums over the reports, by name.
         clip_norm: Clip norm of the next round; 0 without privacy.
+        update_norm: Euclidean norm of its mean update; 0: not known.
     """
 
     number: int
@@ -118,6 +120,7 @@ class CheckpointCommitted:
     weight: int
     metric_sums: tuple[tuple[str, float], ...] = ()
     clip_norm: float = 0.0
+    update_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,7 @@ class Task:
         clip_norm: Clip norm that the live checkpoint ended with; 0: the specification's first one counts.
         private_sums: Noisy sums that were made, or begun.
         spent_for: Round and attempt of the last of them.
+        recent: What its last rounds were like, since it was created, edited or rolled back.
     """
 
     created: TaskCreated
@@ -320,6 +324,7 @@ class Task:
     clip_norm: float = 0.0
     private_sums: int = 0
     spent_for: tuple[int, int] = (0, 0)
+    recent: tuple[Likeness, ...] = ()
 
     @property
     def number(self) -> int:
@@ -359,7 +364,11 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
         case TaskEdited():
             _require_open(task, event)
             edited = replace(
-                task, spec=event.spec, maximum_rounds=event.maximum_rounds, maximum_attempts=event.maximum_attempts
+                task,
+                spec=event.spec,
+                maximum_rounds=event.maximum_rounds,
+                maximum_attempts=event.maximum_attempts,
+                recent=(),
             )
             if event.checkpoint is None:
                 return edited
@@ -390,6 +399,7 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
                 retry_at=now,
                 committed_at=now,
                 clip_norm=event.clip_norm,
+                recent=(*task.recent, likeness_of(event))[-REMEMBERED_ROUNDS:],
             )
         case PrivacySpent():
             _require_attempt(task, event)
@@ -422,10 +432,16 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
                 live_round=event.number,
                 optimizer_state=event.optimizer_state,
                 clip_norm=event.clip_norm,
+                recent=(),
             )
         case HistoryLost():
             _require_open(task, event)
             return replace(task, state=State.PAUSED, reason=event.reason, lost_watermark=event.watermark)
+
+
+def likeness_of(event: CheckpointCommitted) -> Likeness:
+    """Returns what a committed round was like."""
+    return Likeness(event.update_norm, event.weight / max(event.reports, 1))
 
 
 def consequences(
