@@ -11,6 +11,7 @@ import asyncio
 import random
 import signal
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from numpy.typing import NDArray
 
 from fedrecon.device_sdk import Device
 from fedrecon.device_sdk.blob_cache import BlobCache
+from fedrecon.device_sdk.masking import Masking
 from fedrecon.device_sdk.requests import FINISH_SESSION, UPLOAD_STATUS, Call, Fetch, Upload
 from fedrecon.device_sdk.transport import AsyncTransport, Transport
 from fedrecon.ops.fleet.behaviour import Behaviour, Phone, Vanished
 from fedrecon.ops.fleet.people import Person
 from fedrecon.ops.fleet.running import VANISHED
-from fedrecon.v1.aggregator_pb2 import UploadRequest, UploadStatusRequest, UploadStatusResponse
+from fedrecon.v1.aggregator_pb2 import ShareResponse, UploadRequest, UploadStatusRequest, UploadStatusResponse
 from fedrecon.v1.coordinator_pb2 import FinishSessionRequest, FinishSessionResponse, ReportFate
+from fedrecon.wire.digests import digest_of
 from support.chaos_log import Acknowledged, DeviceLog, Note, Sent, Told, Took
 from support.hand_made_folder import people_with_films
 
@@ -41,6 +44,11 @@ class Witness:
     def __init__(self, line: Transport, note: Callable[[Note], None]) -> None:
         self._line = line
         self._note = note
+        self._masked: dict[bytes, bytes] = {}
+
+    def note_masked(self, masked: bytes, vector: bytes) -> None:
+        """Writes down what lies under the masks of a vector, before it leaves."""
+        self._masked = {digest_of(masked): vector}
 
     async def call(self, request: Call) -> Message:
         answer = await self._line.call(request)
@@ -62,7 +70,9 @@ class Witness:
         header, *chunks = (UploadRequest.FromString(part) for part in request.parts())
         session, digest = header.header.proof.session, header.header.digest
         content = b"".join(chunk.chunk.data for chunk in chunks)
-        if len(content) == header.header.size:
+        if digest in self._masked:
+            self._note(Sent(session, digest, self._masked[digest], is_masked=True))
+        elif len(content) == header.header.size:
             self._note(Sent(session, digest, content))
         answer = await self._line.upload(request)
         self._note(Acknowledged(session, digest))
@@ -86,8 +96,26 @@ class _Held:
         return self.person.columns
 
 
-async def live(device: Device, phone: Phone, behaviour: Behaviour, source: random.Random, log: DeviceLog) -> None:
+_WITNESS: ContextVar[Witness] = ContextVar("witness")
+
+
+def witness_masks() -> None:
+    """Lets the device that runs see what it masks: nobody else can tell what lies under it."""
+    mask = Masking.mask
+
+    def witnessed(self: Masking, shared: ShareResponse, vector: bytes) -> bytes:
+        masked = mask(self, shared, vector)
+        _WITNESS.get().note_masked(masked, vector)
+        return masked
+
+    Masking.mask = witnessed  # type: ignore[method-assign]
+
+
+async def live(
+    device: Device, witness: Witness, phone: Phone, behaviour: Behaviour, source: random.Random, log: DeviceLog
+) -> None:
     """Lets one device come back as it is told, for ever."""
+    _WITNESS.set(witness)
     await asyncio.sleep(source.random())
     while True:
         phone.begin(behaviour.draw(source))
@@ -106,11 +134,13 @@ async def run(
     coordinator: str, population: str, log: DeviceLog, *, dropout: float, seed: int, cache: Path, authority: bytes
 ) -> None:
     """Lets the devices of all people live until somebody ends the process."""
+    witness_masks()
     source, line, blobs = random.Random(seed), AsyncTransport(authority), BlobCache(cache)
     behaviour = Behaviour(dropout=dropout, median_seconds=0.02)
     async with asyncio.TaskGroup() as group:
         for person in people_with_films(DEVICES, seed):
-            phone = Phone(Witness(line, log.note))
+            witness = Witness(line, log.note)
+            phone = Phone(witness)
             device = Device(
                 coordinator,
                 population,
@@ -120,7 +150,7 @@ async def run(
                 cache=blobs,
                 transport=phone,
             )
-            group.create_task(live(device, phone, behaviour, random.Random(source.random()), log))
+            group.create_task(live(device, witness, phone, behaviour, random.Random(source.random()), log))
 
 
 def main() -> None:

@@ -36,8 +36,7 @@ from support.chaos_watch import TASK, Watch
 DROPOUT = 0.2
 SPEC = (
     "rounds.report_goal=8",
-    "secure_sum.protocol=TRUSTED",
-    "secure_sum.minimum_group=1",
+    "secure_sum.minimum_group=3",
     "rounds.minimum_reports=6",
     "rounds.over_selection=2.0",
     "rounds.minimum_cohort=12",

@@ -21,12 +21,14 @@ class Sent:
     Attributes:
         session: Its session.
         digest: SHA-256 of the vector.
-        vector: The vector.
+        vector: The vector, without masks.
+        is_masked: Whether the digest is that of the vector under its masks.
     """
 
     session: bytes
     digest: bytes
     vector: bytes
+    is_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
