@@ -61,6 +61,7 @@ bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench ingest --json
 	$(BIN)/fedrecon bench pacing --json
 	$(BIN)/fedrecon bench secure-sum --json
+	$(BIN)/fedrecon bench leakage --json
 
 .PHONY: bench-peers
 bench-peers: setup .peers/flower/.installed ## Run Flower's secure sums beside ours

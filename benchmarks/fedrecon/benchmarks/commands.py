@@ -84,6 +84,22 @@ def secure_sum(as_json: AsJson = False) -> None:
     _print(result_of("secure-sum", measure_secure_sum()), as_json=as_json)
 
 
+@bench.command()
+def leakage(
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="FEDRECON_DATA", help="folder of MovieLens ratings; made-up ratings where there is none"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="where a chart of users exposed is written")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack sums of several sizes, without and with public row sets, and count the users they give away."""
+    from fedrecon.benchmarks.leakage import measure_leakage
+    from fedrecon.benchmarks.measures import result_of
+
+    _print(result_of("leakage", measure_leakage(data, plot)), as_json=as_json)
+
+
 @bench.command("secure-sum-peers")
 def secure_sum_peers(
     python: Annotated[Path, typer.Option("--python", help="the Python of an environment that has Flower")],
