@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import Vector, add, read_vector, zero
 
 ROUND = RoundKey(task="films", round=1, attempt=1)
-REQUESTS = {"Join": JoinRequest, "Share": ShareRequest, "Unmask": UnmaskRequest}
+REQUESTS: dict[str, Any] = {"Join": JoinRequest, "Share": ShareRequest, "Unmask": UnmaskRequest}
 
 
 def config_of(members: int, elements: int) -> Config:
@@ -125,7 +126,7 @@ def _begin(number: int, config: Config) -> tuple[Session, Masking]:
         session=session_id,
         round=ROUND,
         aggregator="aggregator:1",
-        kind=config.kind,
+        kind=coordinator_pb2.SESSION_KIND_TRAIN,
         secure_sum=task_pb2.SecureSum(protocol=task_pb2.SUM_PROTOCOL_SECAGG_PLUS, minimum_group=3),
         round_token=bytes(40),
         session_key=bytes(32),
@@ -179,4 +180,4 @@ def uniform_bytes(content: bytes) -> float:
     counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
     expected = len(content) / 256
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    return (statistic - 255) / (2 * 255) ** 0.5
+    return float((statistic - 255) / math.sqrt(2 * 255))
