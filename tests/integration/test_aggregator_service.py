@@ -96,7 +96,7 @@ async def test_an_attempt_is_opened_once(tmp_path: Path) -> None:
         ({"round": RoundKey(task="no spaces", round=1, attempt=1)}, "no spaces"),
         ({"round": RoundKey(task="films", round=0, attempt=1)}, "round"),
         ({"secure_sum": SecureSum(protocol=task_pb2.SUM_PROTOCOL_SECAGG_PLUS)}, "masked"),
-        ({"secure_sum": SecureSum(protocol=7)}, "protocol"),
+        ({"secure_sum": SecureSum(protocol=task_pb2.SumProtocol.ValueType(7))}, "protocol"),
         ({"report_goal": 5}, "masked"),
         ({"secure_sum": SecureSum(maximum_reports=1 << 31)}, "fit"),
         ({"layout": Layout(segments=[Segment(parameter="items", row_set_digest=bytes(32))])}, "row sets"),

@@ -92,7 +92,10 @@ async def test_a_task_whose_registration_was_cut_short_is_finished_by_asking_aga
         assert len(await coordinator.assign(1, 2, 3)) == 3
 
 
-PRIVACY = task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_budget=0.1)
+PRIVATE = TaskSpec(
+    privacy=task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_budget=0.1),
+    secure_sum=task_pb2.SecureSum(maximum_weight=1),
+)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ PRIVACY = task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_
             "vocabulary",
         ),
         (
-            lambda spec: (spec.privacy.MergeFrom(PRIVACY), setattr(spec.secure_sum, "maximum_weight", 1)),
+            lambda spec: spec.MergeFrom(PRIVATE),
             "INVALID_ARGUMENT",
             "INVALID_SPEC",
             "one round spends",

@@ -96,7 +96,7 @@ async def test_a_restart_in_any_phase_loses_nobody(tmp_path: Path, moment: type 
         assert closed.groups[0].phase == aggregator_pb2.GROUP_PHASE_CLOSED
         assert closed.groups[0].reports == MEMBERS
         response = await aggregator.sums.Merge(merging(checkpoint, groups, minimum_reports=MEMBERS), timeout=10)
-        assert response.sum_digest == digest_of(total_of(list(devices)))
+        assert response.sum_digest == digest_of(total_of(devices))
 
 
 async def test_a_group_whose_shares_are_lost_is_given_up(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ async def test_joining_ends_with_the_members_that_are_there(tmp_path: Path) -> N
         await take_part(aggregator, devices)
         assert (await ended(aggregator)).reports == 8
         response = await merged(aggregator, checkpoint, groups, 8)
-        assert response.sum_digest == digest_of(total_of(list(devices)))
+        assert response.sum_digest == digest_of(total_of(devices))
 
 
 async def test_a_group_of_fewer_than_its_smallest_never_begins(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ async def test_groups_are_filled_one_after_the_other_and_merged_exactly(tmp_path
         closed = await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=10)
         assert [group.reports for group in closed.groups] == [8, 8, 8]
         response = await merged(aggregator, checkpoint, groups, 24)
-        assert response.sum_digest == digest_of(total_of(list(devices)))
+        assert response.sum_digest == digest_of(total_of(devices))
 
 
 async def test_a_close_in_the_middle_of_uploads_unmasks_what_is_there(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ async def test_a_close_in_the_middle_of_uploads_unmasks_what_is_there(tmp_path: 
         assert (await ended(aggregator)).reports == 9
         await work
         response = await merged(aggregator, checkpoint, groups, 9)
-        assert response.sum_digest == digest_of(total_of(list(devices[:9])))
+        assert response.sum_digest == digest_of(total_of(devices[:9]))
 
 
 async def test_no_member_says_two_things(tmp_path: Path) -> None:

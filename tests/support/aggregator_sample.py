@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def make_device(seed: int, fixed_point: FixedPoint = FIXED_POINT) -> Device:
     return Device(generator.bytes(16), vector.to_bytes())
 
 
-def total_of(devices: list[Device]) -> bytes:
+def total_of(devices: Sequence[Device]) -> bytes:
     total = zero(FIXED_POINT)
     body = FIXED_POINT.elements * 4
     for device in devices:

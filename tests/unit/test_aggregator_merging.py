@@ -14,6 +14,7 @@ from fedrecon.aggregator.merging import ClosedSum, MismatchedCheckpointError, No
 from fedrecon.aggregator.optimizers import OptimizerStateMismatchError, adam, sgd
 from fedrecon.aggregator.secure_sum import DamagedSumError, InvalidReportError, MessageRefusedError, check_sum
 from fedrecon.aggregator.trusted import TrustedSum
+from fedrecon.v1 import aggregator_pb2
 from fedrecon.v1.aggregator_pb2 import JoinRequest, JoinResponse, ShareRequest, UnmaskRequest
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import Vector, add, dequantise, quantise, zero
@@ -206,7 +207,9 @@ def test_trusted_begins_with_uploads_and_knows_no_other_message() -> None:
     assert protocol.open() is Phase.UPLOADING
     group = Group(b"g", CONFIG, "holder", Phase.UPLOADING)
     protocol.receive(group, b"s", JoinRequest(), 0)
-    assert protocol.answer(group, b"s", JoinRequest()) == JoinResponse(group=b"g", phase=3)
+    assert protocol.answer(group, b"s", JoinRequest()) == JoinResponse(
+        group=b"g", phase=aggregator_pb2.GROUP_PHASE_UPLOADING
+    )
     for message in (ShareRequest(), UnmaskRequest(), JoinRequest(mask_key=bytes(32))):
         with pytest.raises(MessageRefusedError):
             protocol.receive(group, b"s", message, 0)

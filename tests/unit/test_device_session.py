@@ -193,7 +193,7 @@ def test_a_device_whose_examples_are_unknown_says_it_is_not_eligible(plan: Any) 
         (read_floors([PUBLISHER], "allowed", 5), {"kind": 0}, "MALFORMED_ASSIGNMENT"),
         (
             read_floors([PUBLISHER], "required", 5),
-            {"secure_sum": task_pb2.SecureSum(protocol=7, minimum_group=5)},
+            {"secure_sum": task_pb2.SecureSum(protocol=task_pb2.SumProtocol.ValueType(7), minimum_group=5)},
             "UNKNOWN_PROTOCOL",
         ),
     ],

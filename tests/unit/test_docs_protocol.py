@@ -45,7 +45,7 @@ def refusals_in(path: Path) -> Iterator[tuple[str, str]]:
         if node.func.id not in {"Refusal", "refuse_as", "_refuse", "MessageRefusedError"}:
             continue
         words = [each.value for each in node.args if isinstance(each, ast.Constant)]
-        kind = CODES_OF_KINDS.get(words[0]) if node.func.id == "MessageRefusedError" and words else None
+        kind = CODES_OF_KINDS.get(str(words[0])) if node.func.id == "MessageRefusedError" and words else None
         code = kind or next(
             (each.attr for each in node.args if isinstance(each, ast.Attribute) and each.attr.isupper()), ""
         )
