@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -173,3 +176,31 @@ def test_a_local_row_sparse_parameter_is_refused() -> None:
                 "bounds": {"user": 0.5},
             }
         )
+
+
+class Carrying(Looked):
+    """A global parameter is drawn to the user's own: its update is the user vector."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+        self.copied = nn.Parameter(torch.zeros(4))
+
+    def forward(self, item: Tensor) -> Tensor:
+        coupling = ((self.copied - self.user) ** 2).sum().expand(item.shape[0])
+        return torch.stack([super().forward(item), coupling], dim=1)
+
+
+def coupled(prediction: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    return squared_error(prediction[:, 0], targets) + 0.1 * prediction[:, 1]
+
+
+def test_an_update_that_copies_local_parameters_is_not_signed() -> None:
+    model = declare(Carrying())
+    carrying = replace(
+        model,
+        loss=coupled,
+        metrics={"squared_error": Metric(lambda prediction, targets: squared_error(prediction[:, 0], targets), 25.0)},
+        score=lambda prediction: prediction[:, 0],
+    )
+    with pytest.raises(PlanError, match=r"the update of 'copied' would be a copy of local parameters \(user\)"):
+        inspect(carrying)

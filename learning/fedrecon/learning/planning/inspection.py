@@ -3,7 +3,7 @@
 Three looks at a model: its layers (`layers`), its graph (row-sparse parameters are only looked up, by fields of their
 own vocabulary, and those fields do nothing else: otherwise rows could not be renumbered), and its behaviour on random
 examples (one prediction and loss per example, and one score where items are ranked; ridge only where the score is
-linear in the local parameters).
+linear in the local parameters; no update that is a copy of them).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.planning import values
+from fedrecon.learning.planning.carrying import check_carries_no_copy
 from fedrecon.learning.planning.export import example_arguments, first_reason
 from fedrecon.learning.planning.layers import check_layers
 from fedrecon.learning.planning.values import PlanError
@@ -213,6 +214,7 @@ def _check_behaviour(model: FederatedModel) -> None:
         raise PlanError(f"model {model.name!r} fails on a user without examples: {error}") from error
     if isinstance(model.reconstruction, Ridge):
         _check_linear(model, examples, generator)
+    check_carries_no_copy(model, lambda: _draw_examples(model, count, generator), generator)
 
 
 def _draw_examples(model: FederatedModel, count: int, generator: torch.Generator) -> dict[str, Tensor]:
