@@ -364,9 +364,9 @@ async def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
                 "NOT_FINITE",
             ),
             (
-                {"privacy": task_pb2.Privacy(noise_multiplier=1.0)},
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "PRIVACY_NOT_AVAILABLE",
+                {"privacy": task_pb2.Privacy(noise_multiplier=1.0), "denominator": 3},
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MALFORMED_REQUEST",
             ),
         ]
         for changes, code, reason in cases:
@@ -376,6 +376,27 @@ async def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         await refused(unknown, grpc.StatusCode.NOT_FOUND, "UNKNOWN_GROUP")
         twice = aggregator.sums.Merge(merging(checkpoint, groups * 2), timeout=5)
         await refused(twice, grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+async def test_a_private_merge_has_noise_and_the_same_when_it_is_repeated(tmp_path: Path) -> None:
+    private = SecureSum(protocol=task_pb2.SUM_PROTOCOL_TRUSTED, ring_bits=32, maximum_reports=50, maximum_weight=1)
+    light = FixedPoint(FIXED_POINT.segments, FIXED_POINT.metric_bounds, maximum_reports=50, maximum_weight=1)
+    devices = [make_device(seed, light) for seed in range(3)]
+    async with running(tmp_path) as aggregator:
+        checkpoint, groups = await opened(aggregator, secure_sum=private)
+        for device in devices:
+            await device.upload(aggregator, groups[0])
+        await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=5)
+        exact = await aggregator.sums.Merge(merging(checkpoint, groups), timeout=5)
+        wanted = merging(checkpoint, groups, privacy=task_pb2.Privacy(noise_multiplier=1.0), denominator=4)
+        wanted.clip_norm = 0.5
+        noisy, again = [await aggregator.sums.Merge(wanted, timeout=5) for _ in range(2)]
+        assert noisy == again, "two draws of noise for one sum would give it away"
+        assert noisy.checkpoint.digest != exact.checkpoint.digest
+        assert noisy.sum_digest != exact.sum_digest
+        assert dict(noisy.metric_sums) == {}
+        assert dict(exact.metric_sums) != {}
+        assert (noisy.reports, noisy.clip_norm) == (3, 0.5)
 
 
 async def test_a_group_that_nobody_closes_is_given_up(tmp_path: Path) -> None:

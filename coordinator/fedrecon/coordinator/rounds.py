@@ -223,7 +223,8 @@ def _reporting_due(attempt: Round, seen: Seen, now: int) -> ReportingEnded | Aba
     if len(attempt.finishes) == len(attempt.slots) and seen.reports + seen.voided >= attempt.uploaded:
         because, told = EndedBecause.ALL_FINISHED, "all sessions have ended"
     elif seen.groups_ended:
-        because, told = EndedBecause.GROUPS_CLOSED, "all groups have ended"
+        because = EndedBecause.GROUPS_CLOSED
+        told = "all groups have ended" if seen.reports else "the aggregator gave all groups up, and reporting ended"
     elif now >= attempt.reporting_ends:
         because, told = EndedBecause.WINDOW_ENDED, "the reporting window has ended"
     else:
