@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from google.protobuf import json_format
-from numpy.typing import NDArray
 
-from fedrecon.ops.admin_client import open_sync_channel
 from fedrecon.ops.command import main
 from fedrecon.v1 import admin_pb2 as admin
-from fedrecon.v1.blobs_pb2 import FetchRequest
-from fedrecon.v1.blobs_pb2_grpc import BlobsStub
-from fedrecon.wire.tensors import read_safetensors
 from fedrecon.wire.vocabularies import write_vocabulary
 from support.compiled_films import compile_films
 from support.town import RATINGS, TASK, Town
@@ -36,19 +30,11 @@ def test_items_that_come_later_are_trained(
     capsys.readouterr()
     assert main(["task", "edit", TASK, "--vocabulary", f"items={newer}", "--json"]) == 0
     edited = json_format.Parse(capsys.readouterr().out, admin.Task())
-    before = table_of(town, edited.checkpoint.digest)
+    before = town.item_table(edited.checkpoint.digest)
     assert len(before) == len(RATINGS.item_keys)
     assert (before[KNOWN:] == before[KNOWN]).all()
     task = town.wait_until(lambda task: task.committed >= edited.committed + 3)
     town.sleep()
-    after = table_of(town, task.checkpoint.digest)
+    after = town.item_table(task.checkpoint.digest)
     moved = (after[KNOWN:] != before[KNOWN:]).any(axis=1)
     assert moved.mean() > 0.5
-
-
-def table_of(town: Town, digest: bytes) -> NDArray[np.float32]:
-    with open_sync_channel(town.stack.roles["aggregator"].address, town.stack.home) as channel:
-        chunks = BlobsStub(channel).Fetch(FetchRequest(digest=digest), timeout=10)
-        content = b"".join(each.chunk.data for each in chunks)
-    table: NDArray[np.float32] = read_safetensors(content)["item_vectors.weight"]
-    return table

@@ -99,7 +99,7 @@ async def test_an_attempt_is_opened_once(tmp_path: Path) -> None:
         ({"secure_sum": SecureSum(protocol=task_pb2.SumProtocol.ValueType(7))}, "protocol"),
         ({"report_goal": 5}, "masked"),
         ({"secure_sum": SecureSum(maximum_reports=1 << 31)}, "fit"),
-        ({"layout": Layout(segments=[Segment(parameter="items", row_set_digest=bytes(32))])}, "row sets"),
+        ({"layout": Layout(segments=[Segment(parameter="items", row_set_digest=bytes(31))])}, "row set"),
         ({"layout": Layout()}, "elements"),
     ],
 )

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedrecon.datasets import generate
 from fedrecon.device_sdk import Participation
 from fedrecon.ops.admin_client import open_sync_channel
@@ -21,6 +24,9 @@ from fedrecon.ops.task_specs import build_spec
 from fedrecon.ops.tls import server_authority
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
+from fedrecon.v1.blobs_pb2 import FetchRequest
+from fedrecon.v1.blobs_pb2_grpc import BlobsStub
+from fedrecon.wire.tensors import read_safetensors
 from support.recording import Recording
 
 TASK = "films"
@@ -94,6 +100,14 @@ class Town:
         with open_sync_channel(self.stack.roles["coordinator"].address, self.stack.home) as channel:
             request = admin.ListRoundsRequest(task=TASK, limit=1000)
             return list(AdminStub(channel).ListRounds(request, timeout=10).rounds)
+
+    def item_table(self, digest: bytes) -> NDArray[np.float32]:
+        """The item vectors of a checkpoint."""
+        with open_sync_channel(self.stack.roles["aggregator"].address, self.stack.home) as channel:
+            chunks = BlobsStub(channel).Fetch(FetchRequest(digest=digest), timeout=10)
+            content = b"".join(each.chunk.data for each in chunks)
+        table: NDArray[np.float32] = read_safetensors(content)["item_vectors.weight"]
+        return table
 
     def wait_until(self, condition: Callable[[admin.Task], bool], seconds: float = 90) -> admin.Task:
         deadline = time.monotonic() + seconds

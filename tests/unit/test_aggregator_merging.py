@@ -10,8 +10,15 @@ import pytest
 
 from fedrecon.aggregator.group_events import Config, Metric, Phase, Segment
 from fedrecon.aggregator.groups import Group
-from fedrecon.aggregator.merging import ClosedSum, MismatchedCheckpointError, NotFiniteError, apply, combine
-from fedrecon.aggregator.optimizers import OptimizerStateMismatchError, adam, sgd
+from fedrecon.aggregator.merging import (
+    ClosedSum,
+    MismatchedCheckpointError,
+    NotFiniteError,
+    RoundSum,
+    apply,
+    combine,
+)
+from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError, adam, sgd
 from fedrecon.aggregator.secure_sum import DamagedSumError, InvalidReportError, MessageRefusedError, check_sum
 from fedrecon.aggregator.trusted import TrustedSum
 from fedrecon.v1 import aggregator_pb2
@@ -120,6 +127,51 @@ def test_the_optimizer_s_state_goes_on_from_the_last_round() -> None:
     assert not np.array_equal(fresh["items"], carried["items"])
     with pytest.raises(OptimizerStateMismatchError):
         apply(result, once, sgd(0.1), state)
+
+
+def held(rows: list[int], updates: dict[str, Any]) -> tuple[RoundSum, dict[str, Any]]:
+    """A round's sum that holds some rows of the items only."""
+    means = {name: np.asarray(mean, np.float64).ravel() for name, mean in updates.items()}
+    return RoundSum(means, 1, 1, {}, 1.0, b""), {"items": np.array(rows)}
+
+
+@pytest.mark.parametrize("optimizer", [sgd(1.0), sgd(1.0, 0.9), adam(0.1, 0.9, 0.99, 1e-3, 0.0)])
+def test_rows_outside_of_a_row_set_keep_their_bytes_and_what_is_remembered_of_them(optimizer: Optimizer) -> None:
+    whole = RoundSum({"items": np.ones(8), "bias": np.ones(3)}, 1, 1, {}, 1.0, b"")
+    before, state = apply(whole, CHECKPOINT, optimizer, None)
+    some, rows = held([0, 3], {"items": np.ones((2, 2)), "bias": np.ones(3)})
+    after, kept = apply(some, before, optimizer, state, rows)
+    everywhere, remembered = apply(whole, before, optimizer, state)
+    assert np.array_equal(after["items"][[1, 2]], before["items"][[1, 2]])
+    assert np.array_equal(after["items"][[0, 3]], everywhere["items"][[0, 3]])
+    assert np.array_equal(after["bias"], everywhere["bias"])
+    assert kept.keys() == state.keys()
+    for name, moments in kept.items():
+        inside, outside = ([0, 3], [1, 2]) if name.endswith("items") else ([0, 1, 2], [])
+        assert np.array_equal(moments[inside], remembered[name][inside])
+        assert np.array_equal(moments[outside], state[name][outside])
+
+
+def test_the_first_round_of_a_row_set_remembers_all_rows() -> None:
+    some, rows = held([1], {"items": np.ones((1, 2))})
+    after, state = apply(some, CHECKPOINT, adam(0.1, 0.9, 0.99, 1e-3, 0.5), None, rows)
+    assert state["second_moment/items"].shape == (4, 2)
+    assert (state["second_moment/items"][[0, 2, 3]] == 0.5).all()
+    assert np.array_equal(after["items"][[0, 2, 3]], CHECKPOINT["items"][[0, 2, 3]])
+    assert after["bias"] is CHECKPOINT["bias"]
+
+
+def test_a_row_set_that_the_checkpoint_or_its_state_does_not_have_is_refused() -> None:
+    some, rows = held([1, 4], {"items": np.ones((2, 2))})
+    with pytest.raises(MismatchedCheckpointError, match="4 rows as 'items'; the sum has row 4"):
+        apply(some, CHECKPOINT, sgd(1.0), None, rows)
+    with pytest.raises(MismatchedCheckpointError, match="nothing"):
+        apply(some, {}, sgd(1.0), None, rows)
+    with pytest.raises(MismatchedCheckpointError, match="the sum is of 4"):
+        apply(some, CHECKPOINT, sgd(1.0), None, {"items": np.array([1])})
+    longer = {"first_moment/items": np.zeros((9, 2), np.float32)}
+    with pytest.raises(OptimizerStateMismatchError, match="9, 2"):
+        apply(some, CHECKPOINT, sgd(1.0, 0.9), longer, {"items": np.array([0, 1])})
 
 
 def test_a_sum_that_contradicts_the_journal_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -33,6 +34,7 @@ from fedrecon.v1.coordinator_pb2 import CheckInRequest, Floors
 from fedrecon.v1.plan_pb2 import Hyperparameter, Layout, Manifest, MetricSum, Parameter, Schedule, Segment
 from fedrecon.v1.task_pb2 import LocalWork, RoundSpec, SecureSum, ServerOptimizer, TaskSpec
 from fedrecon.wire.manifests import sign_plan
+from fedrecon.wire.row_sets import RowSet
 
 KEY = bytes(range(32))
 CHECKPOINT = Blob(b"c" * 32, 9)
@@ -212,6 +214,31 @@ def test_rounds_take_the_layout_with_the_bounds_of_the_task() -> None:
     assert terms_of(spec).minimum_cohort == 8
 
 
+def with_row_set(spec: TaskSpec, vocabulary: str = "items") -> TaskSpec:
+    spec.row_sets[vocabulary].digest = b"s" * 32
+    return spec
+
+
+def test_rounds_hold_the_rows_of_the_task_s_row_set() -> None:
+    row_set = RowSet(np.array([1, 4]), contributors=5, cohort_size=50)
+    prepared = prepare(with_row_set(good_spec()), good_manifest(), {"items": 6}, {"items": row_set})
+    assert [segment.row_set_digest for segment in prepared.layout.segments] == [b"s" * 32, b""]
+    assert prepared.segment_elements == (4, 3)
+    assert prepared.contributing_share == 0.1
+    assert prepare(good_spec(), good_manifest(), {"items": 6}).contributing_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows", "told"),
+    [("films", [1], "row_sets.films: no such vocabulary"), ("items", [6], "it has row 6, and the vocabulary 6 rows")],
+)
+def test_a_row_set_that_does_not_fit_the_plan_is_refused(vocabulary: str, rows: list[int], told: str) -> None:
+    row_set = RowSet(np.array(rows), contributors=5, cohort_size=50)
+    with pytest.raises(InvalidSpec, match=told) as refused:
+        prepare(with_row_set(good_spec(), vocabulary), good_manifest(), {"items": 6}, {vocabulary: row_set})
+    assert refused.value.reason == "INVALID_SPEC"
+
+
 @pytest.mark.parametrize(
     ("change", "rows", "reason", "told"),
     [
@@ -289,13 +316,19 @@ def test_traffic_follows_the_weights() -> None:
             CheckInRequest(plan_formats=[1], sdk_version="1.0.0", floors=Floors(minimum_group=2)),
             coordinator_pb2.REJECTION_REASON_FLOORS,
         ),
+        (
+            CheckInRequest(plan_formats=[1], sdk_version="1.0.0", floors=Floors(minimum_contributors=6)),
+            coordinator_pb2.REJECTION_REASON_FLOORS,
+        ),
+        (CheckInRequest(plan_formats=[1], sdk_version="1.10.0", floors=Floors(minimum_contributors=5)), None),
         (CheckInRequest(plan_formats=[1], sdk_version="1.10.0"), None),
     ],
 )
 def test_a_device_is_not_offered_to_a_task_that_does_not_fit_it(request_: CheckInRequest, reason: int | None) -> None:
     spec = good_spec()
     spec.eligibility.minimum_sdk_version, spec.eligibility.maximum_sdk_version = "1.0.0", "2.0.0"
-    misfit = misfit_of(request_, spec, 1)
+    spec.secure_sum.minimum_group = 50 if request_.floors.minimum_contributors else 1
+    misfit = misfit_of(request_, spec, Prepared(Manifest(format=1), Layout(), (), {}, 0.1))
     assert (misfit and misfit.reason) == reason
 
 
@@ -321,7 +354,7 @@ def assigned_work(work: LocalWork, number: int) -> LocalWork:
     opened = Opened("films", number, 1, terms_of(spec), CHECKPOINT, None, spec.SerializeToString())
     state, _ = rounds.step(None, opened, 0)
     state, _ = rounds.step(state, Assigned(slots, 8, (b"g" * 16,), "here:1", 99_000), 1)
-    common = common_assignment(Prepared(Manifest(), Layout(), (), {}), state, "")
+    common = common_assignment(Prepared(Manifest(), Layout(), (), {}, 1.0), state, "")
     return make_assignment(KEY, common, state, slots[0], b"d" * 32, 2).work
 
 

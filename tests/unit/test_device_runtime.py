@@ -130,7 +130,7 @@ def test_the_report_is_the_dense_weighted_update(made: Any, plan: Plan, checkpoi
     result = train(plan, checkpoint, COLUMNS, WORK, SEEDS)
     secure_sum = bundle.make_assignment(made).secure_sum
     agreed = agreement(result, plan.manifest, plan.manifest.layout, secure_sum)
-    elements = manifests.segment_elements(plan.manifest.layout, plan.manifest, {"items": 6})
+    elements = manifests.segment_elements(plan.manifest.layout, plan.manifest, {"items": 6}, {})
     assert agreed == manifests.fixed_point_of(plan.manifest.layout, elements, [100.0], secure_sum)
     vector = report_vector(result, plan.manifest.layout, agreed, SEEDS.rounding)
     told = fixed_point.dequantise(vector, agreed)

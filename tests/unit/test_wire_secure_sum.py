@@ -42,7 +42,10 @@ def context_of(case: dict[str, Any]) -> SumContext:
         neighbours=case["neighbours"],
         threshold=case["threshold"],
         fixed_point=FixedPoint(
-            segments=tuple(Segment(**segment) for segment in case["segments"]),
+            segments=tuple(
+                Segment(each["elements"], each["bound"], bytes.fromhex(each.get("row_set", "")))
+                for each in case["segments"]
+            ),
             metric_bounds=tuple(case["metric_bounds"]),
             maximum_reports=case["maximum_reports"],
             maximum_weight=case["maximum_weight"],
@@ -174,6 +177,7 @@ def test_masked_vectors_are_the_published_ones_and_sum_to_the_plain_sum() -> Non
         {"roster_digest": bytes(32)},
         {"fixed_point": FixedPoint((Segment(3, 0.5), Segment(2, 1.0)), (25.0,), 3, 10, 16)},
         {"fixed_point": FixedPoint((Segment(2, 0.5), Segment(3, 1.25)), (25.0,), 3, 10, 16)},
+        {"fixed_point": FixedPoint((Segment(3, 0.5, b"s" * 32), Segment(2, 1.25)), (25.0,), 3, 10, 16)},
         {"fixed_point": FixedPoint((Segment(3, 0.5), Segment(2, 1.25)), (24.0,), 3, 10, 16)},
         {"fixed_point": FixedPoint((Segment(3, 0.5), Segment(2, 1.25)), (25.0,), 4, 10, 16)},
         {"fixed_point": FixedPoint((Segment(3, 0.5), Segment(2, 1.25)), (25.0,), 3, 11, 16)},

@@ -35,11 +35,13 @@ class Segment:
         parameter: the global parameter that they change.
         elements: how many.
         bound: contribution bound of one element.
+        row_set_digest: the public row set whose rows they are, in its order; empty where they are all rows.
     """
 
     parameter: str
     elements: int
     bound: float
+    row_set_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Config:
             ValueError: under these numbers a sum could overflow or carry nothing.
         """
         return FixedPoint(
-            segments=tuple(FixedPointSegment(one.elements, one.bound) for one in self.segments),
+            segments=tuple(FixedPointSegment(one.elements, one.bound, one.row_set_digest) for one in self.segments),
             metric_bounds=tuple(metric.bound for metric in self.metrics),
             maximum_reports=self.maximum_reports,
             maximum_weight=self.maximum_weight,

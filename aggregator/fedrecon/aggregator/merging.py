@@ -2,8 +2,9 @@
 
 Rules: the integers of several groups are added exactly before they become real numbers, so it makes no difference how
 reports were spread over groups; the mean update is sum(w d) / sum(w) in float64. Nothing is made of a sum that
-contradicts the journal, of too few reports, or of numbers that are not finite. Parameters that no segment names keep
-their bytes. An evaluation changes no parameter: it gives the sums of its metrics.
+contradicts the journal, of too few reports, or of numbers that are not finite. Parameters that no segment names, and
+rows outside a segment's public row set, keep their bytes. An evaluation changes no parameter: it gives the sums of its
+metrics.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.aggregator.group_events import Config
-from fedrecon.aggregator.optimizers import Optimizer, State
+from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError, State
 from fedrecon.aggregator.privacy import Mechanism, add_noise, digest_of_noisy, next_clip_norm
+from fedrecon.aggregator.row_sets import Rows, narrow, widen
 from fedrecon.aggregator.secure_sum import DamagedSumError, check_sum
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_WEIGHT, WITHIN_CLIP, Vector, add, zero
@@ -118,7 +120,11 @@ def combine(sums: Sequence[ClosedSum], config: Config, mechanism: Mechanism | No
 
 
 def apply(
-    round_sum: RoundSum, checkpoint: Mapping[str, NDArray[Any]], optimizer: Optimizer, state: State | None
+    round_sum: RoundSum,
+    checkpoint: Mapping[str, NDArray[Any]],
+    optimizer: Optimizer,
+    state: State | None,
+    rows: Rows | None = None,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float32]]]:
     """Returns the new checkpoint and the optimizer's new state.
 
@@ -127,28 +133,46 @@ def apply(
         checkpoint: the parameters that the updates started from.
         optimizer: how the mean update is used.
         state: the optimizer's state after the last commit; None before the first.
+        rows: rows that the sum holds, by parameter; None where it holds all.
 
     Raises:
-        MismatchedCheckpointError: a parameter is not there, has another size, or is not float32.
+        MismatchedCheckpointError: a parameter is not there, has another size or too few rows, or is not float32.
         OptimizerStateMismatchError: the state is another optimizer's or another model's.
         NotFiniteError: a value of the result is not finite.
     """
+    rows = rows or {}
     updates: dict[str, NDArray[np.float64]] = {}
+    if state is None:
+        state = optimizer.init({name: checkpoint[name] for name in round_sum.mean_updates if name in checkpoint})
+    _check_rows(rows, checkpoint, state)
+    narrowed = narrow(checkpoint, rows)
     for name, mean in round_sum.mean_updates.items():
-        parameter = checkpoint.get(name)
+        parameter = narrowed.get(name)
         if parameter is None or parameter.dtype != np.float32 or parameter.size != mean.size:
             found = "nothing" if parameter is None else f"{list(parameter.shape)} {parameter.dtype}"
             raise MismatchedCheckpointError(
                 f"the checkpoint has {found} as {name!r}; the sum is of {mean.size} float32 elements"
             )
         updates[name] = mean.reshape(parameter.shape)
-    if state is None:
-        state = optimizer.init({name: checkpoint[name] for name in updates})
-    after, kept = optimizer.update(updates, state, checkpoint)
+    after, kept = optimizer.update(updates, narrow(state, rows), narrowed)
     for name, array in [*((name, after[name]) for name in updates), *kept.items()]:
         if not np.isfinite(array).all():
             raise NotFiniteError(f"{name} would hold a value that is not finite: lower the server's learning rate")
-    return after, kept
+    return widen(after, checkpoint, rows), widen(kept, state, rows)
+
+
+def _check_rows(rows: Rows, checkpoint: Mapping[str, NDArray[Any]], state: State) -> None:
+    """Raises unless parameters, and what is remembered of them, have the rows that a sum holds."""
+    for name, own in rows.items():
+        parameter = checkpoint.get(name)
+        if parameter is None or own[-1] >= len(parameter):
+            found = "nothing" if parameter is None else f"{len(parameter)} rows"
+            raise MismatchedCheckpointError(f"the checkpoint has {found} as {name!r}; the sum has row {own[-1]}")
+        for moment, array in state.items():
+            if moment.partition("/")[2] == name and array.shape != parameter.shape:
+                raise OptimizerStateMismatchError(
+                    f"the optimizer's state has {list(array.shape)} as {moment}, the parameter {list(parameter.shape)}"
+                )
 
 
 def _metric_integers(total: Vector) -> list[int]:

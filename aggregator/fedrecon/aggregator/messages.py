@@ -74,8 +74,8 @@ def _config_of(request: OpenRequest) -> Config:
     segments = request.layout.segments
     if len(segments) != len(request.segment_elements):
         raise ValueError(f"{len(segments)} segments, but the elements of {len(request.segment_elements)}")
-    if any(segment.WhichOneof("rows") != "all_rows" for segment in segments):
-        raise ValueError("public row sets need a newer version: every segment must have all rows")
+    if any(len(segment.row_set_digest) not in {0, DIGEST_BYTES} for segment in segments):
+        raise ValueError(f"the digest of a row set has {DIGEST_BYTES} bytes")
     names = [segment.parameter for segment in segments]
     if len(set(names)) != len(names):
         raise ValueError("two segments of the layout are of one parameter")
@@ -97,7 +97,7 @@ def _config_of(request: OpenRequest) -> Config:
         kind=request.kind,
         protocol=request.secure_sum.protocol,
         segments=tuple(
-            group_events.Segment(segment.parameter, elements, segment.bound)
+            group_events.Segment(segment.parameter, elements, segment.bound, segment.row_set_digest)
             for segment, elements in zip(segments, request.segment_elements, strict=True)
         ),
         metrics=tuple(group_events.Metric(metric.name, metric.bound) for metric in request.metrics),

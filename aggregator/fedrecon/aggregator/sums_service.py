@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fedrecon.aggregator import optimizers
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
-from fedrecon.aggregator.group_events import Phase
+from fedrecon.aggregator.group_events import Config, Phase
 from fedrecon.aggregator.growing import ShrunkError, grow
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.measures import Measures
@@ -53,6 +53,7 @@ from fedrecon.v1.aggregator_pb2 import (
 from fedrecon.v1.aggregator_pb2_grpc import SumsServicer
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.wire.manifests import MalformedPlanError, read_manifest
+from fedrecon.wire.row_sets import MalformedRowSetError, read_row_set
 from fedrecon.wire.tensors import MalformedTensorsError, read_safetensors, write_safetensors
 
 
@@ -159,7 +160,7 @@ class SumsService(SumsServicer):
             sum_digest=round_sum.sum_digest,
             clip_norm=round_sum.clip_norm,
         )
-        await asyncio.to_thread(self._write, request, round_sum, optimizer, response)
+        await asyncio.to_thread(self._write, request, attempt.config, round_sum, optimizer, response)
         if optimizer is not None:
             self._measures.update_norm.labels(task=request.round.task).set(round_sum.update_norm)
         return response
@@ -197,7 +198,12 @@ class SumsService(SumsServicer):
         return GrowResponse(checkpoint=self._put(after), optimizer_state=None if kept is None else self._put(kept))
 
     def _write(
-        self, request: MergeRequest, round_sum: RoundSum, optimizer: Optimizer | None, response: MergeResponse
+        self,
+        request: MergeRequest,
+        config: Config,
+        round_sum: RoundSum,
+        optimizer: Optimizer | None,
+        response: MergeResponse,
     ) -> None:
         """Writes checkpoint and state, and says which they are; runs in a thread."""
         if optimizer is None:  # an evaluation: all stays as it was
@@ -210,7 +216,7 @@ class SumsService(SumsServicer):
         if request.optimizer_state_digest:
             state = self._read(request.optimizer_state_digest, "optimizer state")
         try:
-            after, kept = apply(round_sum, checkpoint, optimizer, state)
+            after, kept = apply(round_sum, checkpoint, optimizer, state, self._rows_of(config))
         except (MismatchedCheckpointError, OptimizerStateMismatchError) as error:
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -228,12 +234,28 @@ class SumsService(SumsServicer):
         response.checkpoint.CopyFrom(self._put(after))
         response.optimizer_state.CopyFrom(self._put(kept))
 
+    def _rows_of(self, config: Config) -> dict[str, NDArray[np.int64]]:
+        """Returns the rows that an attempt's sums hold, by parameter; those of row sets only."""
+        named = {one.parameter: one.row_set_digest for one in config.segments if one.row_set_digest}
+        read = {digest: self._read_row_set(digest) for digest in set(named.values())}
+        return {parameter: read[digest] for parameter, digest in named.items()}
+
+    def _read_row_set(self, digest: bytes) -> NDArray[np.int64]:
+        try:
+            return read_row_set(self._content(digest, "row set")).rows
+        except MalformedRowSetError as error:
+            raise malformed(str(error)) from error
+
     def _read(self, digest: bytes, what: str) -> dict[str, NDArray[Any]]:
         try:
-            return read_safetensors(self._blobs.read(digest))
+            return read_safetensors(self._content(digest, what))
+        except MalformedTensorsError as error:
+            raise malformed(f"the {what} is no safetensors file: {error}") from error
+
+    def _content(self, digest: bytes, what: str) -> bytes:
+        try:
+            return self._blobs.read(digest)
         except (BlobMissing, ValueError) as error:
-            if isinstance(error, MalformedTensorsError):
-                raise malformed(f"the {what} is no safetensors file: {error}") from error
             raise _unknown_blob(digest, what) from error
         except CorruptBlob as error:
             raise Refusal(

@@ -124,6 +124,7 @@ def common_assignment(prepared: Prepared, attempt: Round, blobs: str) -> Assignm
         secure_sum=spec.secure_sum,
         work=work_of(spec, attempt.number),
         layout=None if attempt.kind is Kind.EVALUATE else prepared.layout,
+        row_sets=None if attempt.kind is Kind.EVALUATE else spec.row_sets,
         clip_norm=attempt.opened.clip_norm,
         clip_adapts=spec.privacy.clip_quantile > 0,
     )

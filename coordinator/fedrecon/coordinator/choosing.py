@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedrecon.coordinator.specs import parse_version
+from fedrecon.coordinator.specs import Prepared, parse_version
 from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.coordinator_pb2 import CheckInRequest, Floors, RejectionReason
 from fedrecon.v1.task_pb2 import TaskSpec
@@ -43,14 +43,15 @@ class Choice:
     weight: float
 
 
-def misfit_of(request: CheckInRequest, spec: TaskSpec, plan_format: int) -> Misfit | None:
+def misfit_of(request: CheckInRequest, spec: TaskSpec, prepared: Prepared) -> Misfit | None:
     """Returns why a device does not fit a task; None if it does.
 
     Args:
         request: The device's offer.
         spec: The task's.
-        plan_format: Format of its plan.
+        prepared: What its rounds take from its plan.
     """
+    plan_format = prepared.manifest.format
     if plan_format not in request.plan_formats:
         formats = ", ".join(map(str, request.plan_formats)) or "none"
         why = f"the plan has format {plan_format}, the SDK runs {formats}: upgrade the app"
@@ -63,7 +64,7 @@ def misfit_of(request: CheckInRequest, spec: TaskSpec, plan_format: int) -> Misf
             allowed = " ".join(part for part in (oldest and f"from {oldest}", newest and f"up to {newest}") if part)
             why = f"the task takes SDK versions {allowed}, this is {request.sdk_version or 'unknown'}: upgrade the app"
             return Misfit(coordinator_pb2.REJECTION_REASON_VERSION, why)
-    return _below_floors(request.floors, spec)
+    return _below_floors(request.floors, spec, prepared.contributing_share)
 
 
 def choose(choices: Sequence[Choice], offers: Mapping[str, int]) -> str:
@@ -84,7 +85,7 @@ def choose(choices: Sequence[Choice], offers: Mapping[str, int]) -> str:
     return min(choices, key=rank).name
 
 
-def _below_floors(floors: Floors, spec: TaskSpec) -> Misfit | None:
+def _below_floors(floors: Floors, spec: TaskSpec, contributing_share: float) -> Misfit | None:
     floor = coordinator_pb2.REJECTION_REASON_FLOORS
     if floors.trusted_plans and spec.signature.publisher_key not in floors.trusted_plans:
         return Misfit(floor, "the app trusts other publishers than the one that signed the plan")
@@ -92,5 +93,9 @@ def _below_floors(floors: Floors, spec: TaskSpec) -> Misfit | None:
         return Misfit(floor, "the app reports only under a secure sum, and the task uses TRUSTED")
     if floors.minimum_group > spec.secure_sum.minimum_group:
         why = f"the app joins groups of at least {floors.minimum_group}, the task opens {spec.secure_sum.minimum_group}"
+        return Misfit(floor, why)
+    expected = contributing_share * spec.secure_sum.minimum_group
+    if expected < floors.minimum_contributors:
+        why = f"the app wants rows with {floors.minimum_contributors} contributors, the task expects {expected:g}"
         return Misfit(floor, why)
     return None

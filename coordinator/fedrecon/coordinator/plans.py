@@ -1,4 +1,4 @@
-"""Plans and vocabularies of a task, read from the blob store. Blocks: services call it from threads."""
+"""Plans, vocabularies and row sets of a task, read from the blob store. Blocks: services call it from threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.plan_pb2 import Manifest
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.manifests import MalformedPlanError, read_manifest
+from fedrecon.wire.row_sets import MalformedRowSetError, RowSet, read_row_set
 from fedrecon.wire.vocabularies import MalformedVocabularyError, read_vocabulary
 
 
@@ -25,7 +26,8 @@ def load_plan(spec: TaskSpec, blobs: BlobStore) -> Prepared:
     _require_blobs(manifest, blobs)
     vocabularies = dict(spec.vocabularies or manifest.vocabularies)
     rows = {name: _rows_of(name, reference, blobs) for name, reference in sorted(vocabularies.items())}
-    return prepare(spec, manifest, rows)
+    row_sets = {name: _row_set_of(name, reference, blobs) for name, reference in sorted(spec.row_sets.items())}
+    return prepare(spec, manifest, rows, row_sets)
 
 
 def _read_manifest(spec: TaskSpec, blobs: BlobStore) -> Manifest:
@@ -53,6 +55,13 @@ def _rows_of(name: str, reference: BlobReference, blobs: BlobStore) -> int:
         return len(read_vocabulary(_read(f"vocabularies.{name}", reference, blobs)).keys)
     except MalformedVocabularyError as error:
         raise InvalidSpec("MALFORMED_PLAN", (str(error),)) from error
+
+
+def _row_set_of(name: str, reference: BlobReference, blobs: BlobStore) -> RowSet:
+    try:
+        return read_row_set(_read(f"row_sets.{name}", reference, blobs))
+    except MalformedRowSetError as error:
+        raise InvalidSpec("INVALID_SPEC", (f"row_sets.{name}: {error}",)) from error
 
 
 def _read(what: str, reference: BlobReference, blobs: BlobStore) -> bytes:

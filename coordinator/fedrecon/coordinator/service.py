@@ -103,9 +103,7 @@ class CoordinatorService(CoordinatorServicer):
                 0,
             )
         minimum_examples = min(runner.spec.work.minimum_examples for runner in running)
-        misfits = [
-            misfit_of(request, runner.spec, runner.adoption.prepared_for().manifest.format) for runner in running
-        ]
+        misfits = [misfit_of(request, runner.spec, runner.adoption.prepared_for()) for runner in running]
         fitting = [runner for runner, misfit in zip(running, misfits, strict=True) if misfit is None]
         if not fitting:
             misfit = next(each for each in misfits if isinstance(each, Misfit))

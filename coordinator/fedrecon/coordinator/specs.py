@@ -25,9 +25,11 @@ from fedrecon.wire.manifests import (
     BadSignatureError,
     MalformedPlanError,
     fixed_point_of,
+    least_contributing_share,
     segment_elements,
     verify_plan,
 )
+from fedrecon.wire.row_sets import RowSet
 
 RESERVED_NAMES = frozenset({"registry"})
 """Names of the journal that are no tasks."""
@@ -66,15 +68,17 @@ class Prepared:
 
     Attributes:
         manifest: The plan.
-        layout: The plan's layout with the task's contribution bounds.
+        layout: The plan's layout with the task's contribution bounds and row sets.
         segment_elements: Elements of every segment.
         rows: Rows of every vocabulary in force.
+        contributing_share: Share of the devices in a sum that are expected to update each row in it, at least.
     """
 
     manifest: Manifest
     layout: Layout
     segment_elements: tuple[int, ...]
     rows: Mapping[str, int]
+    contributing_share: float
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
@@ -176,13 +180,16 @@ def check_spec(spec: TaskSpec) -> None:
         raise InvalidSpec("INVALID_SPEC", problems)
 
 
-def prepare(spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int]) -> Prepared:
+def prepare(
+    spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int], row_sets: Mapping[str, RowSet] | None = None
+) -> Prepared:
     """Returns what rounds take from the plan.
 
     Args:
         spec: A checked specification.
         manifest: Its plan.
         rows: Rows of every vocabulary in force.
+        row_sets: Those that the specification names, by vocabulary.
 
     Raises:
         InvalidSpec: Specification and plan do not fit (`INVALID_SPEC`), the plan is not whole (`MALFORMED_PLAN`), or
@@ -198,19 +205,27 @@ def prepare(spec: TaskSpec, manifest: Manifest, rows: Mapping[str, int]) -> Prep
     problems = [*_hyperparameter_problems(spec, manifest), *_vocabulary_problems(manifest, rows)]
     named = {segment.parameter for segment in layout.segments}
     problems += [f"bounds.{name}: the layout has no such parameter" for name in sorted(set(spec.bounds) - named)]
+    vocabularies = {parameter.name: parameter.vocabulary for parameter in manifest.parameters}
+    summed = {vocabularies[name] for name in named & vocabularies.keys()}
+    problems += [f"row_sets.{name}: no such vocabulary is summed" for name in sorted(set(spec.row_sets) - summed)]
+    problems += _row_set_problems(row_sets or {}, rows)
     for segment in layout.segments:
+        if (row_set := spec.row_sets.get(vocabularies.get(segment.parameter, ""))) is not None:
+            segment.row_set_digest = row_set.digest
         segment.bound = spec.bounds.get(segment.parameter, segment.bound)
     if problems:
         raise InvalidSpec("INVALID_SPEC", tuple(problems))
     try:
-        elements = segment_elements(layout, manifest, rows)
+        by_digest = {spec.row_sets[name].digest: row_set for name, row_set in (row_sets or {}).items()}
+        elements = segment_elements(layout, manifest, rows, by_digest)
+        share = least_contributing_share(layout, manifest, by_digest)
     except (MalformedPlanError, KeyError) as error:
         raise InvalidSpec("MALFORMED_PLAN", (f"the plan's layout: {error}",)) from error
     try:
         fixed_point_of(layout, elements, [metric.bound for metric in manifest.metrics], spec.secure_sum)
     except ValueError as error:
         raise InvalidSpec("INVALID_SPEC", (f"secure_sum and bounds: {error}",)) from error
-    return Prepared(manifest, layout, tuple(elements), dict(rows))
+    return Prepared(manifest, layout, tuple(elements), dict(rows), share)
 
 
 def _naming_problems(spec: TaskSpec) -> Iterator[str]:
@@ -356,6 +371,12 @@ def _hyperparameter_problems(spec: TaskSpec, manifest: Manifest) -> Iterator[str
                 f"work.hyperparameters.{name} {value:g}: the plan was verified for {limits.minimum:g} to "
                 f"{limits.maximum:g}"
             )
+
+
+def _row_set_problems(row_sets: Mapping[str, RowSet], rows: Mapping[str, int]) -> Iterator[str]:
+    for name, row_set in sorted(row_sets.items()):
+        if name in rows and row_set.rows[-1] >= rows[name]:
+            yield f"row_sets.{name}: it has row {row_set.rows[-1]}, and the vocabulary {rows[name]} rows"
 
 
 def _vocabulary_problems(manifest: Manifest, rows: Mapping[str, int]) -> Iterator[str]:

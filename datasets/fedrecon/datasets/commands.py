@@ -1,4 +1,4 @@
-"""`fedrecon data`: make ratings up, and look at a dataset."""
+"""`fedrecon data`: make ratings up, look at a dataset, and choose the items that are popular enough to be summed."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,13 @@ from rich.table import Table
 from fedrecon.datasets.errors import MalformedFile, UnknownDataset
 from fedrecon.datasets.generation import generate
 from fedrecon.datasets.loading import load
+from fedrecon.datasets.popularity import UPDATED, rows_with_contributors
 from fedrecon.datasets.ratings import Ratings
 from fedrecon.datasets.writing import write_csv
+from fedrecon.wire.row_sets import MalformedRowSetError, write_row_set
+from fedrecon.wire.vocabularies import MalformedVocabularyError, read_vocabulary
 
-data = typer.Typer(help="Make ratings up, and look at a dataset.", no_args_is_help=True)
+data = typer.Typer(help="Make ratings up, look at a dataset, choose popular rows.", no_args_is_help=True)
 
 
 @data.command("generate")
@@ -32,6 +35,36 @@ def write_generated(
     except (ValueError, OSError) as error:
         raise _refusal(error) from None
     typer.echo(f"{len(ratings):,} ratings of {items:,} items by {users:,} users are in {out}")
+
+
+@data.command("rows")
+def write_rows(
+    ratings: Annotated[Path, typer.Option(help="Public ratings: a folder or file of MovieLens, or a CSV file.")],
+    cohort: Annotated[int, typer.Option(min=1, help="Devices whose reports are summed.")],
+    contributors: Annotated[int, typer.Option(min=1, help="Least devices expected to update a row; 5 hides most.")],
+    out: Annotated[Path, typer.Option(help="File to write to, for `fedrecon task create --rows`.", dir_okay=False)],
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Vocabulary that rows are numbered by; else by the ratings, as plans from them.")
+    ] = None,
+    updated: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a user's ratings that a device updates: 1 without a split.")
+    ] = UPDATED,
+) -> None:
+    """Write a public row set: the items that are popular enough for a cohort."""
+    try:
+        loaded = load(ratings)
+        chosen = rows_with_contributors(loaded, cohort, contributors, updated)
+        keys = [loaded.item_keys[row] for row in chosen.tolist()]
+        rows = chosen if vocabulary is None else read_vocabulary(vocabulary.read_bytes()).rows_of(keys)
+        rows = np.sort(rows[rows >= 0])
+        out.write_bytes(write_row_set(rows, contributors, cohort))
+    except (MalformedFile, MalformedRowSetError, MalformedVocabularyError, UnknownDataset, OSError) as error:
+        raise _refusal(error) from None
+    kept = float(loaded.ratings_per_item()[chosen].sum()) / len(loaded)
+    typer.echo(
+        f"{len(rows):,} of {len(loaded.item_keys):,} items, with {kept:.1%} of all ratings, are in {out}: at least "
+        f"{contributors} contributors of each are expected in a sum of {cohort:,} devices"
+    )
 
 
 @data.command("show")

@@ -1,8 +1,8 @@
 """A device: what an app embeds.
 
 It takes part in training, reconstructs the user's local parameters, and recommends. Local parameters stay in this
-process; what left the device is on the receipt. What the app insists on (`trusted_plans`, `secure_sum`, `min_group`)
-is stated here and nowhere else: no server can lower it.
+process; what left the device is on the receipt. What the app insists on (`trusted_plans`, `secure_sum`, `min_group`,
+`min_contributors`) is stated here and nowhere else: no server can lower it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Device:
         trusted_plans: public keys of publishers whose plans may run, hexadecimal; empty: any.
         secure_sum: `"required"`: an update leaves only under a secure sum; `"allowed"`: also in clear.
         min_group: smallest group that is joined.
+        min_contributors: devices that must be expected to update each row of a vocabulary that a report holds, by the
+            task's own statement (a public row set); 0 asks for none. A matrix factorisation wants 5.
         authority: certificate authority of the services, PEM; None for plain connections.
         attest: asks the platform to vouch for this device, where the services want that: given the word of what is
             wanted and a challenge, returns the platform's answer.
@@ -77,6 +79,7 @@ class Device:
         trusted_plans: Sequence[str] = (),
         secure_sum: Literal["required", "allowed"] = "required",
         min_group: int = 20,
+        min_contributors: int = 0,
         authority: bytes | None = None,
         attest: Callable[[str, bytes], bytes] | None = None,
         recommender: str | Path | None = None,
@@ -91,7 +94,7 @@ class Device:
         self._population = population
         self._examples = examples
         self._home = home
-        self._floors = read_floors(trusted_plans, secure_sum, min_group)
+        self._floors = read_floors(trusted_plans, secure_sum, min_group, min_contributors)
         self._authority = authority
         self._attest = attest
         self._recommender_file = recommender

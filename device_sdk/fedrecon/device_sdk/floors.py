@@ -28,11 +28,14 @@ class Floors:
         trusted_plans: public keys of publishers whose plans may run; empty: any, also unsigned ones.
         secure_sum_required: whether an update leaves only under a secure sum.
         minimum_group: smallest group that may be joined.
+        minimum_contributors: devices that must be expected to update each row of a vocabulary that a report holds, in
+            the smallest group that may be opened; 0: any number.
     """
 
     trusted_plans: tuple[bytes, ...]
     secure_sum_required: bool
     minimum_group: int
+    minimum_contributors: int = 0
 
     def message(self) -> coordinator_pb2.Floors:
         """Returns what the coordinator is told, so that it assigns nothing in vain."""
@@ -40,16 +43,23 @@ class Floors:
             trusted_plans=self.trusted_plans,
             secure_sum_required=self.secure_sum_required,
             minimum_group=self.minimum_group,
+            minimum_contributors=self.minimum_contributors,
         )
 
 
-def read_floors(trusted_plans: Sequence[str], secure_sum: Literal["required", "allowed"], min_group: int) -> Floors:
+def read_floors(
+    trusted_plans: Sequence[str],
+    secure_sum: Literal["required", "allowed"],
+    min_group: int,
+    min_contributors: int = 0,
+) -> Floors:
     """Returns the floors that an app states.
 
     Args:
         trusted_plans: publisher keys, 64 hexadecimal digits each.
         secure_sum: `"required"`, or `"allowed"` where the app accepts that the aggregator sees its updates.
         min_group: smallest group, at least 1.
+        min_contributors: fewest expected contributors of a row, 0 for any number.
 
     Raises:
         ValueError: a key is no key, or a word or number is out of range.
@@ -67,7 +77,9 @@ def read_floors(trusted_plans: Sequence[str], secure_sum: Literal["required", "a
         raise ValueError(f'secure_sum is {secure_sum!r}; say "required" or "allowed"')
     if min_group < 1:
         raise ValueError(f"min_group is {min_group}; it must be at least 1")
-    return Floors(tuple(keys), secure_sum == "required", min_group)
+    if min_contributors < 0:
+        raise ValueError(f"min_contributors is {min_contributors}; it must be at least 0")
+    return Floors(tuple(keys), secure_sum == "required", min_group, min_contributors)
 
 
 def verify_assignment(assignment: Assignment, floors: Floors) -> None:

@@ -5,7 +5,7 @@ Part of the core: fetching yields requests, making is pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fedrecon.device_sdk.errors import TooFewExamplesError, UnusablePlanError
 from fedrecon.device_sdk.graphs import Memo
 from fedrecon.device_sdk.plans import Arrays, Plan, load_plan, read_checkpoint, rows_in_force
 from fedrecon.device_sdk.requests import Compute
+from fedrecon.device_sdk.restricting import restrict
 from fedrecon.device_sdk.runtime import Seeds, agreement, report_vector, train
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import BlobReference
@@ -24,6 +25,7 @@ from fedrecon.v1.coordinator_pb2 import Assignment
 from fedrecon.v1.plan_pb2 import Layout, Manifest
 from fedrecon.wire import manifests
 from fedrecon.wire.fixed_point import WITHIN_CLIP_BOUND, FixedPoint
+from fedrecon.wire.row_sets import MalformedRowSetError, RowSet, read_row_set
 from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
 
 _vocabularies: Memo[Items] = Memo(16)
@@ -31,11 +33,12 @@ _vocabularies: Memo[Items] = Memo(16)
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """An assignment's plan, checkpoint and vocabularies, ready for use."""
+    """An assignment's plan, checkpoint, vocabularies and public row sets (by digest), ready for use."""
 
     plan: Plan
     checkpoint: dict[str, NDArray[Any]]
     vocabularies: dict[str, Items]
+    row_sets: dict[bytes, RowSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Report:
 
 
 def fetch_material(assignment: Assignment, line: Line) -> Steps[Material]:
-    """Returns an assignment's plan, checkpoint and vocabularies, from the cache or from its Blobs service.
+    """Returns an assignment's plan, checkpoint, vocabularies and row sets, from the cache or from its Blobs service.
 
     Raises:
         FedreconError: one of them cannot be had, or cannot be run here.
@@ -68,11 +71,15 @@ def fetch_material(assignment: Assignment, line: Line) -> Steps[Material]:
         if name not in named:
             raise UnusablePlanError(f"plan {manifest.name!r} uses the vocabulary {name!r}, which nothing names")
         texts[name] = yield from line.fetch(target, named[name], f"vocabulary {name!r}")
+    sets = {}
+    for name, reference in sorted(assignment.row_sets.items()):
+        sets[reference.digest] = yield from line.fetch(target, reference, f"row set of {name!r}")
 
     def make() -> Material:
         plan = load_plan(content, lambda digest: parts[digest])
         vocabularies = {name: _vocabulary(text, named[name].digest) for name, text in texts.items()}
-        return Material(plan, read_checkpoint(stored, plan.manifest), vocabularies)
+        row_sets = {digest: _row_set(content) for digest, content in sets.items()}
+        return Material(plan, read_checkpoint(stored, plan.manifest), vocabularies, row_sets)
 
     material: Material = yield Compute(make)
     return material
@@ -90,6 +97,13 @@ def _vocabulary(content: bytes, digest: bytes) -> Items:
         return _vocabularies.get(digest, lambda: read_vocabulary(content))
     except MalformedVocabularyError as error:
         raise UnusablePlanError(str(error)) from error
+
+
+def _row_set(content: bytes) -> RowSet:
+    try:
+        return read_row_set(content)
+    except MalformedRowSetError as error:
+        raise UnusablePlanError(str(error), "tell the operator of the task") from error
 
 
 def make_report(assignment: Assignment, material: Material, columns: Arrays, seeds: Seeds) -> Report:
@@ -117,8 +131,9 @@ def make_report(assignment: Assignment, material: Material, columns: Arrays, see
         )
     result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
     layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
+    result = restrict(result, layout, material.row_sets)
     result = clip(result, layout, assignment.clip_norm, adapts=assignment.clip_adapts)
     more_bounds = (WITHIN_CLIP_BOUND,) if assignment.clip_adapts else ()
-    fixed_point = agreement(result, manifest, layout, assignment.secure_sum, more_bounds)
+    fixed_point = agreement(result, manifest, layout, assignment.secure_sum, more_bounds, material.row_sets)
     vector = report_vector(result, layout, fixed_point, seeds.rounding)
     return Report(vector.to_bytes(), fixed_point, result.examples, mapped.unknown_keys)

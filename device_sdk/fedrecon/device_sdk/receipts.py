@@ -39,8 +39,13 @@ _MASKED = "nothing by itself: the vector is masked; the sum of its group is reve
 def reveals_of_upload(assignment: Assignment) -> str:
     """Returns what the report of an assignment could reveal."""
     if assignment.secure_sum.protocol != task_pb2.SUM_PROTOCOL_TRUSTED:
-        return _MASKED
-    return _TRUSTED_METRICS if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else _TRUSTED_UPDATE
+        revealed = _MASKED
+    else:
+        is_evaluation = assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE
+        revealed = _TRUSTED_METRICS if is_evaluation else _TRUSTED_UPDATE
+    if not assignment.row_sets:
+        return revealed
+    return f"{revealed}; of {', '.join(sorted(assignment.row_sets))} it holds the rows of a public set only"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from fedrecon.v1.plan_pb2 import Layout, Manifest, Schedule
 from fedrecon.v1.task_pb2 import LocalWork, SecureSum
 from fedrecon.wire import manifests, schedules
 from fedrecon.wire.fixed_point import FixedPoint, Vector, quantise
+from fedrecon.wire.row_sets import RowSet
 from fedrecon.wire.schedules import Positions
 
 
@@ -212,6 +213,7 @@ def agreement(
     layout: Layout,
     secure_sum: SecureSum,
     more_bounds: tuple[float, ...] = (),
+    row_sets: Mapping[bytes, RowSet] | None = None,
 ) -> FixedPoint:
     """Returns how the reports of a round become integers.
 
@@ -221,12 +223,13 @@ def agreement(
         layout: the assignment's layout; without segments for an evaluation.
         secure_sum: ring, weight clip and largest sum of the round.
         more_bounds: of metric sums that the round has beside the plan's.
+        row_sets: public row sets that the layout names, by digest.
 
     Raises:
         UnusablePlanError: layout and plan do not fit each other.
     """
     try:
-        elements = manifests.segment_elements(layout, manifest, result.rows)
+        elements = manifests.segment_elements(layout, manifest, result.rows, row_sets or {})
         bounds = [*(metric.bound for metric in manifest.metrics), *more_bounds]
         return manifests.fixed_point_of(layout, elements, bounds, secure_sum)
     except (KeyError, ValueError) as error:
@@ -237,7 +240,7 @@ def report_vector(result: TrainingResult, layout: Layout, fixed_point: FixedPoin
     """Returns the integers that a device reports: all of a session that may leave it.
 
     Args:
-        result: what the session computed.
+        result: what the session computed; of public row sets only their rows (`restrict`).
         layout: the assignment's layout; without segments for an evaluation.
         fixed_point: the round's `agreement`.
         rounding_seed: 32 bytes of the device's own source.

@@ -31,6 +31,7 @@ from fedrecon.device_sdk.material import Report, fetch_material, make_report
 from fedrecon.device_sdk.neighbourhood import MaskTerms
 from fedrecon.device_sdk.participation import Fate, Outcome, Participation
 from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, Compute, Sleep
+from fedrecon.device_sdk.restricting import verify_contributors
 from fedrecon.device_sdk.runtime import Seeds
 from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.v1 import coordinator_pb2, task_pb2
@@ -237,8 +238,17 @@ def _compute_and_report(known: Circumstances, session: Session, seeds: Seeds) ->
     verify_assignment(session.assignment, known.floors)
     with _blaming_the_plan():
         session.material = yield from fetch_material(session.assignment, session.line)
-    session.shape += "v["
+    session.shape += "v"
     material, assignment = session.material, session.assignment
+    with _blaming_the_plan():
+        verify_contributors(
+            assignment.layout,
+            material.plan.manifest,
+            material.row_sets,
+            assignment.secure_sum.minimum_group,
+            known.floors.minimum_contributors,
+        )
+    session.shape += "["
     columns = yield Compute(known.examples.columns)  # what the app's own source raises is the app's to hear
     with _blaming_the_plan():
         session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds))

@@ -23,6 +23,7 @@ from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_TRUSTED, TaskSpec
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, blobs_of, read_manifest, read_signature
+from fedrecon.wire.row_sets import MalformedRowSetError, read_row_set
 from fedrecon.wire.vocabularies import MalformedVocabularyError, read_vocabulary
 
 task = typer.Typer(help="Create and steer tasks.", no_args_is_help=True)
@@ -34,6 +35,10 @@ Server = Annotated[str | None, typer.Option("--server", help="coordinator, host:
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Name = Annotated[str, typer.Argument(help="name of the task")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="at most so many, newest first")]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option("--rows", help="a public row set, items=FILE: reports hold its rows only (`fedrecon data rows`)"),
+]
 Reason = Annotated[str, typer.Option("--reason", help="why, for the audit log")]
 
 
@@ -43,12 +48,16 @@ def create(
     plan: Annotated[Path, typer.Option("--plan", help="folder of the compiled plan")],
     spec: Annotated[Path | None, typer.Option("--spec", help="TOML file with the names of TaskSpec")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="one value, rounds.report_goal=20")] = None,
+    rows: Rows = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Store a plan and register a task that trains it."""
     asked = build_spec(name, spec, assignments or [])
+    row_sets = [_read_row_set(each) for each in rows or ()]
     with open_admin(server) as stub:
+        for vocabulary, content in row_sets:
+            asked.row_sets[vocabulary].CopyFrom(put_blob(stub, content))
         created = create_task(stub, asked, plan)
     _show(created, as_json=as_json)
 
@@ -102,12 +111,26 @@ def _read_vocabulary(assignment: str) -> tuple[str, bytes]:
     return name, content
 
 
+def _read_row_set(assignment: str) -> tuple[str, bytes]:
+    """Return the vocabulary and the bytes of a row set that `--rows` names."""
+    name, _, file = assignment.partition("=")
+    try:
+        content = Path(file).read_bytes()
+        read_row_set(content)
+    except OSError as error:
+        raise UserMistake(f"{_unreadable(error)}.", "Write it as --rows items=FILE.") from error
+    except MalformedRowSetError as error:
+        raise UserMistake(f"{file} is no row set: {error}.", "`fedrecon data rows` makes one.") from error
+    return name, content
+
+
 def _edit(
     stub: AdminStub,
     name: str,
     file: Path | None,
     assignments: Sequence[str],
     vocabularies: Mapping[str, BlobReference],
+    row_sets: Mapping[str, BlobReference],
 ) -> admin.Task:
     """Read a task and change what it says now: again, where a round was committed in between."""
     for tries_left in reversed(range(EDIT_TRIES)):
@@ -116,6 +139,8 @@ def _edit(
         asked.CopyFrom(now.spec)
         for vocabulary, blob in vocabularies.items():
             asked.vocabularies[vocabulary].CopyFrom(blob)
+        for vocabulary, blob in row_sets.items():
+            asked.row_sets[vocabulary].CopyFrom(blob)
         if file is not None or assignments or asked == now.spec:
             asked = edit_spec(asked, file, assignments)
         request = admin.EditTaskRequest(spec=asked, version=now.version)
@@ -179,14 +204,17 @@ def edit(
     vocabularies: Annotated[
         list[str] | None, typer.Option("--vocabulary", help="a newer vocabulary, items=FILE: rows appended or retired")
     ] = None,
+    rows: Rows = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Change what a task is asked for, from its next round on."""
     newer = [_read_vocabulary(each) for each in vocabularies or ()]
+    row_sets = [_read_row_set(each) for each in rows or ()]
     with open_admin(server) as stub:
         stored = {vocabulary: put_blob(stub, content) for vocabulary, content in newer}
-        _show(_edit(stub, name, spec, assignments or [], stored), as_json=as_json)
+        stored_rows = {vocabulary: put_blob(stub, content) for vocabulary, content in row_sets}
+        _show(_edit(stub, name, spec, assignments or [], stored, stored_rows), as_json=as_json)
 
 
 @task.command()
@@ -248,6 +276,8 @@ def _show(shown: admin.Task, *, as_json: bool) -> None:
         held_out = f"{spec.evaluation.held_out_share:.0%} of devices, held out from training"
         table.add_row("evaluation", f"after every {spec.evaluation.every_rounds} training rounds, by {held_out}")
     table.add_row("sum", protocol_of(spec))
+    if spec.row_sets:
+        table.add_row("rows", f"of {', '.join(sorted(spec.row_sets))} a public row set, all rows of the others")
     table.add_row("privacy", "no DP guarantee" if not spec.HasField("privacy") else "differential privacy")
     table.add_row("plan", spec.plan.digest.hex())
     table.add_row("publisher", spec.signature.publisher_key.hex() or "unsigned")

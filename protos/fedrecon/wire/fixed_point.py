@@ -41,10 +41,12 @@ class Segment:
     Attributes:
         elements: how many elements.
         bound: largest absolute value of one element of the update, > 0.
+        row_set: digest of the public row set whose rows they are; empty where they are all rows.
     """
 
     elements: int
     bound: float
+    row_set: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from fedrecon.v1.plan_pb2 import Layout, Manifest, Parameter, PlanSignature
 from fedrecon.v1.task_pb2 import SecureSum
 from fedrecon.wire import keystream
 from fedrecon.wire.fixed_point import FixedPoint, Segment
+from fedrecon.wire.row_sets import RowSet
 from fedrecon.wire.tensors import numpy_types
 
 PLAN_FORMATS = (1,)
@@ -159,17 +160,20 @@ def initial_locals(
     return initial
 
 
-def segment_elements(layout: Layout, manifest: Manifest, rows: Mapping[str, int]) -> list[int]:
+def segment_elements(
+    layout: Layout, manifest: Manifest, rows: Mapping[str, int], row_sets: Mapping[bytes, RowSet]
+) -> list[int]:
     """Returns the elements of every segment of a report's body.
 
     Args:
-        layout: the segments, each with all rows.
+        layout: the segments.
         manifest: shapes of the parameters.
         rows: rows now in force, by vocabulary.
+        row_sets: public row sets by digest, those that the layout names.
 
     Raises:
         MalformedPlanError: a segment names no global parameter of the plan, or one that another has named, or rows of
-            another width, or a public row set, which format 1 devices learn of only with the masked protocols.
+            another width, or a row set that is not there, is of a parameter without rows, or reaches beyond them.
     """
     parameters = {parameter.name: parameter for parameter in manifest.parameters}
     elements = []
@@ -181,9 +185,9 @@ def segment_elements(layout: Layout, manifest: Manifest, rows: Mapping[str, int]
             raise MalformedPlanError(
                 f"the layout names {segment.parameter!r}, which is no global parameter of the plan"
             )
-        if segment.WhichOneof("rows") != "all_rows":
-            raise MalformedPlanError(f"segment {segment.parameter!r}: public row sets need a newer version")
         if not parameter.vocabulary:
+            if segment.row_set_digest:
+                raise MalformedPlanError(f"the layout gives {segment.parameter!r} a row set, and it has no vocabulary")
             elements.append(math.prod(parameter.shape))
             continue
         width = math.prod(parameter.shape[1:])
@@ -191,8 +195,38 @@ def segment_elements(layout: Layout, manifest: Manifest, rows: Mapping[str, int]
             raise MalformedPlanError(
                 f"the layout gives rows of {segment.parameter!r} {segment.width} elements; the plan gives them {width}"
             )
-        elements.append(rows[parameter.vocabulary] * width)
+        elements.append(_rows_held(segment, rows[parameter.vocabulary], row_sets) * width)
     return elements
+
+
+def _rows_held(segment: plan_pb2.Segment, rows: int, row_sets: Mapping[bytes, RowSet]) -> int:
+    if not segment.row_set_digest:
+        return rows
+    row_set = row_sets.get(segment.row_set_digest)
+    if row_set is None:
+        raise MalformedPlanError(f"segment {segment.parameter!r} names a row set that is not there")
+    if row_set.rows[-1] >= rows:
+        raise MalformedPlanError(f"segment {segment.parameter!r}: its row set has row {row_set.rows[-1]} of {rows}")
+    return len(row_set.rows)
+
+
+def least_contributing_share(layout: Layout, manifest: Manifest, row_sets: Mapping[bytes, RowSet]) -> float:
+    """Returns which share of the devices in a sum is expected to update every row that it holds, at least.
+
+    0 where all rows of a vocabulary are summed: then some row may have one contributor. 1 where no parameter has rows.
+
+    Args:
+        layout: the segments, as `segment_elements` accepts them.
+        manifest: the parameters.
+        row_sets: public row sets by digest.
+    """
+    with_rows = {parameter.name for parameter in manifest.parameters if parameter.vocabulary}
+    shares = [
+        row_sets[segment.row_set_digest].contributing_share if segment.row_set_digest else 0.0
+        for segment in layout.segments
+        if segment.parameter in with_rows
+    ]
+    return min(shares, default=1.0)
 
 
 def fixed_point_of(
@@ -211,7 +245,7 @@ def fixed_point_of(
     """
     return FixedPoint(
         segments=tuple(
-            Segment(elements=count, bound=segment.bound)
+            Segment(elements=count, bound=segment.bound, row_set=segment.row_set_digest)
             for segment, count in zip(layout.segments, elements, strict=True)
         ),
         metric_bounds=tuple(metric_bounds),

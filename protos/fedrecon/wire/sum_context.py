@@ -28,7 +28,7 @@ CONTEXT_BYTES = 32
 GROUP_BYTES = 16
 SERVER_NONCE_BYTES = 32
 
-_CONTEXT_LABEL = "fedrecon secure sum context 1"
+_CONTEXT_LABEL = "fedrecon secure sum context 2"
 _ROSTER_LABEL = "fedrecon secure sum roster 1"
 _KEYS_LABEL = "fedrecon secure sum keys 1"
 _SEED_LABEL = "fedrecon secure sum seed 1"
@@ -75,8 +75,8 @@ class SumContext:
     def digest(self) -> bytes:
         """Returns the context: SHA-256 over the label and all attributes, in order.
 
-        `fixed_point` stands for ring bits, most reports, largest weight, the list of (elements, bound) of its segments,
-        and the list of metric bounds.
+        `fixed_point` stands for ring bits, most reports, largest weight, the list of (elements, bound, row set) of its
+        segments, and the list of metric bounds.
         """
         agreed = self.fixed_point
         return _digest(
@@ -88,7 +88,7 @@ class SumContext:
                 *map(_integer, (self.members, self.neighbours, self.threshold)),
                 *map(_integer, (agreed.ring_bits, agreed.maximum_reports, agreed.maximum_weight)),
                 _integer(len(agreed.segments)),
-                *(_integer(segment.elements) + _real(segment.bound) for segment in agreed.segments),
+                *(_integer(one.elements) + _real(one.bound) + _item(one.row_set) for one in agreed.segments),
                 _integer(len(agreed.metric_bounds)),
                 *map(_real, agreed.metric_bounds),
                 _item(self.roster_digest),
