@@ -113,6 +113,11 @@ async def test_an_opening_that_makes_no_sense_is_refused(tmp_path: Path, changes
         assert words in explained.message
 
 
+async def test_an_attempt_of_too_many_groups_is_not_opened(tmp_path: Path) -> None:
+    async with running(tmp_path) as aggregator:
+        await refused(opened(aggregator, cohort_size=1 << 31), grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_GROUPS")
+
+
 async def test_an_attempt_that_is_over_is_not_opened(tmp_path: Path) -> None:
     async with running(tmp_path) as aggregator:
         await refused(

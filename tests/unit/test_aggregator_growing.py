@@ -54,3 +54,8 @@ def test_nothing_changes_where_nothing_is_new() -> None:
 def test_rows_are_never_taken_away() -> None:
     with pytest.raises(ShrunkError, match="3 rows, more than the 2"):
         grow(CHECKPOINT, None, {"items": 2}, sgd(1.0))
+
+
+def test_no_checkpoint_grows_beyond_what_devices_fetch() -> None:
+    with pytest.raises(ShrunkError, match="no device fetches more"):
+        grow(CHECKPOINT, None, {"items": 1 << 32}, sgd(1.0))

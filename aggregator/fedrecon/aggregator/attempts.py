@@ -41,6 +41,8 @@ REGISTRY_TASK = "registry"
 REGISTRY_STREAM = "sums"
 STREAM_PREFIX = "group/"
 _GROUP_BYTES = 16
+_MOST_GROUPS = 10_000
+"""Of an attempt: each has a stream and, once it has reports, a sum on disk."""
 
 _log = logger_of(__name__)
 
@@ -206,6 +208,13 @@ class Attempts:
                 "EXPIRED",
                 "The attempt would expire before it begins.",
                 "Set expires_unix_milliseconds to the end of the round; if it is, compare the clocks.",
+            )
+        if config.group_count > _MOST_GROUPS:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "TOO_MANY_GROUPS",
+                f"The cohort would make {config.group_count} groups; an attempt has at most {_MOST_GROUPS}.",
+                "Raise maximum_reports, or ask fewer devices.",
             )
         await self._register(config.task)
         first = self._protocols(config).open()

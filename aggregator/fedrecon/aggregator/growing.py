@@ -6,6 +6,7 @@ its optimizer state is that of a first round. Rows are appended and never renumb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.aggregator.optimizers import Optimizer, State
+from fedrecon.device_sdk.calling import BLOB_LIMIT_BYTES
 
 
 class ShrunkError(ValueError):
-    """A parameter has more rows already than are asked for."""
+    """A parameter cannot have as many rows as are asked for: it has more already, or no device would take so many."""
 
 
 def grow(
@@ -31,7 +33,7 @@ def grow(
         optimizer: What the state belongs to.
 
     Raises:
-        ShrunkError: A parameter has more rows.
+        ShrunkError: A parameter has more rows, or would be larger than what devices fetch.
 
     Example:
         >>> from fedrecon.aggregator.optimizers import sgd
@@ -43,6 +45,8 @@ def grow(
         table = checkpoint[name]
         if len(table) > wanted:
             raise ShrunkError(f"{name} has {len(table)} rows, more than the {wanted} of its vocabulary")
+        if wanted * table.itemsize * math.prod(table.shape[1:]) > BLOB_LIMIT_BYTES:  # before room is made for it
+            raise ShrunkError(f"{name} would have {wanted} rows: no device fetches more than {BLOB_LIMIT_BYTES} bytes")
         if len(table) < wanted:
             mean = table.mean(axis=0, dtype=np.float64) if len(table) else np.zeros(table.shape[1:])
             added[name] = np.broadcast_to(mean.astype(table.dtype), (wanted - len(table), *table.shape[1:]))
