@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,81 +12,95 @@ from fedrecon.benchmarks.collinearity import exposed_users, find_users
 from fedrecon.benchmarks.leakage import Leakage, _measures, attack
 from fedrecon.datasets import generate
 from fedrecon.datasets.popularity import rows_with_contributors
-from fedrecon.wire.fixed_point import FixedPoint, Segment, add, quantise, zero
+from fedrecon.device_sdk.local_parameters import LocalParameters
+from fedrecon.device_sdk.restricting import restrict
+from fedrecon.device_sdk.runtime import SparseUpdate, TrainingResult, report_vector
+from fedrecon.v1.plan_pb2 import Layout, Segment
+from fedrecon.wire.fixed_point import FixedPoint, add, zero
+from fedrecon.wire.fixed_point import Segment as FixedSegment
+from fedrecon.wire.row_sets import RowSet
 
 FACTORS = 16
 USERS, ITEMS, COHORT = 400, 1_500, 60
+RATINGS = generate(users=USERS, items=ITEMS, seed=3)
 
 
-def masked_sum(updates: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """What an aggregator has after unmasking: integers, by the arithmetic of the wire."""
-    rows, factors = updates[0].shape
-    agreed = FixedPoint(
-        (Segment(rows * factors, 0.5),), (), maximum_reports=len(updates), maximum_weight=20, ring_bits=32
-    )
-    total = zero(agreed)
-    for number, update in enumerate(updates):
-        add(total, quantise([update.ravel()], 20, (), agreed, bytes([number]) * 32))
-    body: NDArray[np.float64] = total.body.view("<i4").reshape(rows, factors) / agreed.scales()[0]
-    return body
+@dataclass(frozen=True)
+class Sample:
+    """A cohort's updates, and what is true of them.
+
+    Attributes:
+        updates: One of each member.
+        vectors: Their user vectors.
+        alone: The rows that only one of them touched, by member.
+    """
+
+    updates: list[SparseUpdate]
+    vectors: NDArray[np.float32]
+    alone: dict[int, set[int]]
+
+    def total(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """What an aggregator has after unmasking, where devices report all rows, or those of a row set."""
+        count, segment = ITEMS, Segment(parameter="items", all_rows=True, bound=0.5, width=FACTORS)
+        row_sets = {}
+        if rows is not None:
+            count, segment.row_set_digest = len(rows), b"s" * 32
+            row_sets[b"s" * 32] = RowSet(rows, 5, COHORT)
+        agreed = FixedPoint((FixedSegment(count * FACTORS, 0.5),), (), maximum_reports=COHORT, maximum_weight=20)
+        total, layout = zero(agreed), Layout(segments=[segment])
+        for number, update in enumerate(self.updates):
+            result = TrainingResult({"items": update}, (), 20, LocalParameters({}), {"items": ITEMS}, ())
+            kept = restrict(result, layout, row_sets)
+            add(total, report_vector(kept, layout, agreed, bytes([number]) * 32))
+        body: NDArray[np.float64] = total.body.view("<i4").reshape(count, FACTORS) / agreed.scales()[0]
+        return body
 
 
 @pytest.fixture(scope="module")
-def cohort() -> tuple[NDArray[np.float64], NDArray[np.float32], dict[int, NDArray[np.int64]]]:
-    """The sum of a cohort, its user vectors, and the rows that only one of them touched, by user."""
-    ratings = generate(users=USERS, items=ITEMS, seed=3)
+def sample() -> Sample:
     generator = np.random.default_rng(3)
-    members = generator.choice(USERS, COHORT, replace=False)
     vectors = generator.normal(size=(COHORT, FACTORS)).astype(np.float32)
     updates, touched = [], np.zeros((COHORT, ITEMS), dtype=bool)
-    for place, member in enumerate(members):
-        own = ratings.items[ratings.by_user()[member]][1::2]  # half of them are queried
+    for place, member in enumerate(generator.choice(USERS, COHORT, replace=False)):
+        own = np.sort(RATINGS.items[RATINGS.by_user()[member]][1::2])  # half of them are queried
         residuals = generator.normal(scale=0.02, size=len(own)).astype(np.float32)
-        update = np.zeros((ITEMS, FACTORS), dtype=np.float32)
-        update[own] = residuals[:, None] * vectors[place]
-        updates.append(update)
+        updates.append(SparseUpdate(residuals[:, None] * vectors[place], own))
         touched[place, own] = True
     single = touched.sum(axis=0) == 1
-    return masked_sum(updates), vectors, {place: np.flatnonzero(touched[place] & single) for place in range(COHORT)}
+    alone = {place: set(np.flatnonzero(touched[place] & single).tolist()) for place in range(COHORT)}
+    return Sample(updates, vectors, alone)
 
 
-def test_users_with_two_rows_of_their_own_are_found_in_the_sum_of_integers(
-    cohort: tuple[NDArray[np.float64], NDArray[np.float32], dict[int, NDArray[np.int64]]],
-) -> None:
-    total, vectors, alone = cohort
-    found = find_users(total, COHORT)
-    linkable = {user for user, rows in alone.items() if len(rows) >= 2}
+def test_users_with_two_rows_of_their_own_are_found_in_the_sum_of_integers(sample: Sample) -> None:
+    linkable = {user for user, rows in sample.alone.items() if len(rows) >= 2}
     assert len(linkable) > COHORT / 2
-    exposed = exposed_users(found, vectors)
+    exposed = exposed_users(find_users(sample.total(), COHORT), sample.vectors)
     assert exposed <= linkable
     assert len(exposed) > 0.9 * len(linkable)
 
 
-def test_the_attack_names_rows_that_are_the_users_own(
-    cohort: tuple[NDArray[np.float64], NDArray[np.float32], dict[int, NDArray[np.int64]]],
-) -> None:
-    total, vectors, alone = cohort
-    first = find_users(total, COHORT)[0]
-    (user,) = exposed_users([first], vectors)
-    assert set(first.rows.tolist()) <= set(alone[user].tolist())
+def test_the_attack_names_rows_that_are_the_users_own(sample: Sample) -> None:
+    first = find_users(sample.total(), COHORT)[0]
+    (user,) = exposed_users([first], sample.vectors)
+    assert set(first.rows.tolist()) <= sample.alone[user]
     assert len(first.rows) >= 2
 
 
-def test_hardly_anybody_is_found_in_rows_with_five_contributors_expected(
-    cohort: tuple[NDArray[np.float64], NDArray[np.float32], dict[int, NDArray[np.int64]]],
-) -> None:
-    total, vectors, _ = cohort
-    rows = rows_with_contributors(generate(users=USERS, items=ITEMS, seed=3), COHORT, 5)
+def test_hardly_anybody_is_found_where_devices_report_rows_with_five_contributors_expected(sample: Sample) -> None:
+    rows = rows_with_contributors(RATINGS, COHORT, 5)
     assert len(rows) > 50
-    assert len(exposed_users(find_users(total[rows], COHORT), vectors)) <= 1
+    assert len(exposed_users(find_users(sample.total(rows), COHORT), sample.vectors)) <= 1
 
 
-def test_no_more_users_are_claimed_than_took_part(
-    cohort: tuple[NDArray[np.float64], NDArray[np.float32], dict[int, NDArray[np.int64]]],
-) -> None:
-    total, _, _ = cohort
-    assert len(find_users(total, COHORT)) > 5
-    assert len(find_users(total, 5)) == 5
+def test_a_set_of_rare_rows_hides_nobody(sample: Sample) -> None:
+    """It is popularity that protects, not a set."""
+    rare = np.setdiff1d(np.arange(ITEMS), rows_with_contributors(RATINGS, COHORT, 3))
+    assert len(exposed_users(find_users(sample.total(rare), COHORT), sample.vectors)) > COHORT / 2
+
+
+def test_no_more_users_are_claimed_than_took_part(sample: Sample) -> None:
+    assert len(find_users(sample.total(), COHORT)) > 5
+    assert len(find_users(sample.total(), 5)) == 5
 
 
 def test_nothing_is_claimed_of_a_sum_without_parallel_rows() -> None:

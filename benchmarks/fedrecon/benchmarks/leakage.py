@@ -73,7 +73,8 @@ def measure_leakage(data: Path | None, plot: Path | None) -> list[Measure]:
         ratings, source = generate(users=MOVIELENS_USERS, items=MOVIELENS_ITEMS, seed=0), "made-up ratings"
     else:
         folder = data / "ml-1m" if (data / "ml-1m").is_dir() else data
-        ratings, source = load(folder), folder.name
+        ratings = load(folder)
+        source = f"{len(ratings.user_keys):,} users of {folder.name}"
     leakages = attack(ratings, [size for size in COHORTS if size <= len(ratings.user_keys)])
     if plot is not None:
         _draw(leakages, source, plot)
