@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedrecon.coordinator import ledger, runner
+from fedrecon.coordinator.assignments import is_sampled
 from fedrecon.coordinator.round_state import Phase
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
-from fedrecon.v1 import aggregator_pb2, coordinator_pb2
-from support.coordinating import TASK, House, house, make_spec
+from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
+from support.coordinating import KEY, TASK, House, house, make_spec
 
 
 class Refusing:
@@ -80,3 +81,40 @@ async def test_a_round_whose_groups_were_all_given_up_is_tried_again_at_once(tmp
         given_up = (await ledger.load_round(built.journal, TASK, 1)).attempts[0].abandoned
         assert given_up is not None
         assert "gave all groups up" in given_up.reason
+
+
+async def test_devices_are_gathered_for_the_next_round_while_this_one_is_merged(tmp_path: Path) -> None:
+    window = 3_000
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        await coordinator.create(make_spec(built.plan, selection_milliseconds=window))
+        (first, *_) = await coordinator.assign(1, 2, 3)
+        built.sums.may_merge.clear()
+        await built.sums.report(first.round, 3)
+        await coordinator.until(Phase.AGGREGATING)
+        waiting = asyncio.create_task(coordinator.assign(4, 5, 6))
+        await asyncio.sleep(window / 1000)
+        assert not waiting.done(), "who is drawn is told when the checkpoint is there"
+        built.sums.may_merge.set()
+        assigned = await waiting
+        assert {each.round.round for each in assigned} == {2}
+        following = await coordinator.until(Phase.REPORTING, number=2)
+        assert following.assigned_at - following.opened_at < window
+
+
+async def test_only_sampled_devices_are_drawn_however_long_they_have_waited(tmp_path: Path) -> None:
+    rate = 0.5
+    privacy = task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_budget=100, sampling_rate=rate)
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        spec = make_spec(built.plan)
+        spec.privacy.CopyFrom(privacy)
+        spec.secure_sum.maximum_weight = 1
+        await coordinator.create(spec)
+        devices = range(1, 30)
+        sampled = [one for one in devices if is_sampled(KEY, 1, 1, TASK, one.to_bytes(32, "little"), rate)]
+        others = [one for one in devices if one not in sampled]
+        assert len(sampled) > 3 < len(others)
+        rejected = await asyncio.gather(*(coordinator.check_in(one) for one in others[:3]))
+        assert {each.rejection.reason for each in rejected} == {coordinator_pb2.REJECTION_REASON_INELIGIBLE}
+        assert len(await coordinator.assign(*sampled[:3])) == 3

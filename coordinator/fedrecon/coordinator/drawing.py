@@ -1,4 +1,4 @@
-"""Drawing a cohort from those who wait, without devices that took part too recently."""
+"""Drawing a cohort from those who wait, without devices that took part too recently, or that are not sampled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from fedrecon.coordinator.answers import Answer, Ineligible
-from fedrecon.coordinator.assignments import participation_of
+from fedrecon.coordinator.assignments import is_sampled, participation_of
 from fedrecon.coordinator.handing_over import HandedOver
 from fedrecon.coordinator.selection import merge
 from fedrecon.coordinator.surroundings import Surroundings
@@ -58,12 +58,14 @@ class Drawing:
         self._handed_over.begin()
         return True
 
-    async def draw(self, size: int, separation_milliseconds: int) -> list[bytes]:
-        """Draws devices, and notes that they take part now; those that did too recently are answered.
+    async def draw(self, size: int, separation_milliseconds: int, sampling_rate: float) -> list[bytes]:
+        """Draws devices, and notes that they take part now; those that may not are answered.
 
         Args:
             size: Devices wanted.
             separation_milliseconds: Least time between two participations of a device; 0: any.
+            sampling_rate: Share of devices that may be drawn for this attempt; 0: all. Asked here and not when they
+                came: they may have waited since the round before.
 
         Returns:
             At most that many devices, in the order of their priority; they go on waiting.
@@ -74,6 +76,10 @@ class Drawing:
         while True:
             parts = [self._waiting.smallest(size), *self._handed_over.parts(self._now())]
             drawn = [candidate.device for candidate in merge(parts, size)]
+            if others := [device for device in drawn if not self._is_sampled(device, sampling_rate)]:
+                for device in others:
+                    self._refuse(device, "this attempt samples other devices")
+                continue
             unclear = [device for device in drawn if device not in self._cleared]
             if separation_milliseconds == 0 or not unclear:
                 return drawn
@@ -84,5 +90,11 @@ class Drawing:
                 if is_fresh:
                     self._cleared.add(device)
                 else:
-                    self._waiting.answer(device, Ineligible("this device took part too recently"))
-                    self._handed_over.refuse(device)
+                    self._refuse(device, "this device took part too recently")
+
+    def _is_sampled(self, device: bytes, rate: float) -> bool:
+        return is_sampled(self._around.key, *self._attempt, self._task, device, rate)
+
+    def _refuse(self, device: bytes, why: str) -> None:
+        self._waiting.answer(device, Ineligible(why))
+        self._handed_over.refuse(device)

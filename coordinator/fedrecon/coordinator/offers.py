@@ -101,12 +101,11 @@ def _wrong_half(runner: Runner, device_key: bytes) -> str | None:
 
 
 def _not_sampled(runner: Runner, device_key: bytes) -> str | None:
-    """Returns why a device may not be drawn for the attempt that gathers, or the next; None if it may."""
-    attempt, task = runner.book.attempt, runner.book.task
-    upcoming = attempt is None or attempt.is_over
-    number, tries = (task.number, task.attempt) if upcoming or attempt is None else (attempt.number, attempt.attempt)
-    rate = runner.spec.privacy.sampling_rate
-    if is_sampled(runner.around.key, number, tries, runner.name, device_key, rate):
+    """Returns why a device cannot be drawn for the attempt that gathers; None if it may, or none gathers."""
+    attempt, rate = runner.book.attempt, runner.spec.privacy.sampling_rate
+    if attempt is None or attempt.phase is not Phase.SELECTING:
+        return None  # it may wait; who may be drawn is asked when a cohort is
+    if is_sampled(runner.around.key, attempt.number, attempt.attempt, runner.name, device_key, rate):
         return None
     return "this attempt samples other devices"
 

@@ -98,6 +98,7 @@ class Runner:
         self._upkeep = Upkeep(around, self.book)
         self._drawing = Drawing(name, around, self.waiting, self.handed_over, self.book.now)
         self._groups_expire_at = 0
+        self._gathering_since = 0
         self._woken = asyncio.Event()
         self._beside: set[asyncio.Task[None]] = set()
         self._job: asyncio.Task[None] | None = None
@@ -306,7 +307,8 @@ class Runner:
         """Draws a cohort, opens groups for it, and keeps it before anybody is told."""
         waited = self.seen.waiting
         # First, since groups expire: nights may pass until enough devices wait that may take part.
-        drawn = await self._drawing.draw(size, self.spec.eligibility.minimum_separation_milliseconds)
+        separation, rate = self.spec.eligibility.minimum_separation_milliseconds, self.spec.privacy.sampling_rate
+        drawn = await self._drawing.draw(size, separation, rate)
         if len(drawn) < attempt.terms.minimum_cohort:
             self._begin_window(self.book.now())
             return
@@ -346,6 +348,8 @@ class Runner:
 
     async def _record(self, number: int, event: round_events.Event, *task_events: tasks.Event) -> Round:
         applied = await self.book.record(number, event, *task_events)
+        if isinstance(event, round_events.ReportingEnded):  # from now on devices wait for the round after this one
+            self._gathering_since = self.book.now()
         self.around.measures.note_event(self.name, applied.before, applied.after, event, self.book.now())
         for effect in applied.effects:
             self._perform(applied.after, effect)
@@ -355,9 +359,11 @@ class Runner:
     def _perform(self, attempt: Round, effect: rounds.Effect) -> None:
         match effect:
             case rounds.Gather():
+                began = 0
                 if self._drawing.begin(attempt.number, attempt.attempt):
                     self._groups_expire_at = 0
-                self._begin_window(self.book.now())
+                    began, self._gathering_since = self._gathering_since, 0
+                self._begin_window(began or self.book.now())
             case rounds.WatchGroups():
                 self._seen = Seen()
                 self._begin_job(self._watch(attempt))
