@@ -43,11 +43,11 @@ check: setup ## Lint, types, import rules, contract
 
 .PHONY: test
 test: setup ## Run the tests (a few minutes)
-	$(BIN)/pytest -m 'not slow' -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not slow' -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take longer
-	$(BIN)/pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 
 .PHONY: test-chaos
 test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
