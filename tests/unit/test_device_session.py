@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedrecon.device_sdk import delivery
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.errors import CallFailedError
@@ -380,3 +381,12 @@ def test_a_session_that_reported_another_vector_is_not_counted_as_this_one(servi
     services.upload = refused  # type: ignore[method-assign]
     participation = play(services).participation
     assert (participation.outcome, participation.reason) == (Outcome.FAILED, "ALREADY_REPORTED")
+
+
+def test_reasons_and_phases_of_newer_services_end_as_outcomes(plan: Any) -> None:
+    """Found by `make test-fuzz`: enums are open, and a name for a number that has none is no way to answer."""
+    newer = Services(plan, bundle.make_assignment(plan))
+    newer.check_ins[0].rejection.reason = 10_000  # type: ignore[assignment]  # as a newer contract may have it
+    ended = play(newer).participation
+    assert (ended.outcome, ended.reason) == (Outcome.REJECTED, "REJECTED")
+    assert delivery._went_on(99).reason == "GROUP_UNKNOWN"  # type: ignore[arg-type]  # the same

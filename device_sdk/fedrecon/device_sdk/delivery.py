@@ -182,5 +182,6 @@ def _upload(session: Session, target: str, group: bytes, vector: bytes) -> Steps
 
 
 def _went_on(phase: GroupPhase.ValueType) -> TooLateError:
-    name = GroupPhase.Name(phase).removeprefix("GROUP_PHASE_")
+    is_known = phase in GroupPhase.values()  # a newer aggregator may have phases that this version has no name for
+    name = GroupPhase.Name(phase).removeprefix("GROUP_PHASE_") if is_known else "UNKNOWN"
     return TooLateError("the group went on without this report", reason=f"GROUP_{name}")

@@ -133,7 +133,7 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
         rejection = answer.rejection
         participation = Participation(
             Outcome.REJECTED,
-            RejectionReason.Name(rejection.reason).removeprefix("REJECTION_REASON_"),
+            _word_for(rejection.reason),
             rejection.message,
             _seconds_within(_milliseconds(answer.retry_windows.rejected), line),
             receipt=line.receipt,
@@ -145,6 +145,13 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
     participation = yield from _work(known, session, seeds, answer.retry_windows)
     assignment = answer.assignment if session.material is not None else None
     return Ending(participation, answer.minimum_examples, assignment)
+
+
+def _word_for(reason: RejectionReason.ValueType) -> str:
+    """Returns a rejection's stable word; a newer coordinator may have reasons that this version has no word for."""
+    if reason not in RejectionReason.values():
+        return "REJECTED"
+    return RejectionReason.Name(reason).removeprefix("REJECTION_REASON_")
 
 
 def _check_in(known: Circumstances, line: Line) -> Steps[CheckInResponse]:
