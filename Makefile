@@ -8,6 +8,7 @@ DATA ?=
 ROUNDS ?=
 JSON ?=
 SEED ?=
+N ?=
 
 .DEFAULT_GOAL := help
 
@@ -52,6 +53,10 @@ test-slow: setup ## Run the tests that take longer
 .PHONY: test-chaos
 test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
 	@PYTHONPATH=tests $(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))
+
+.PHONY: test-fuzz
+test-fuzz: setup ## Bend every message of the contract (10 minutes): N=inputs SEED=n
+	@PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(if $(N),--inputs $(N)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
 bench: setup ## Measure what is promised
