@@ -260,7 +260,7 @@ def make_assignment(plan: HandMadePlan, **changes: object) -> Assignment:
         round_token=b"a round token",
     )
     for name, value in changes.items():
-        if isinstance(value, int | bytes | str):
+        if isinstance(value, int | float | bytes | str):
             setattr(assignment, name, value)
         else:
             getattr(assignment, name).CopyFrom(value)

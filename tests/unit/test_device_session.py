@@ -177,6 +177,13 @@ def test_a_device_with_too_few_examples_does_not_check_in(services: Services) ->
     assert services.calls == []
 
 
+def test_a_server_that_gives_tickets_without_end_is_not_called_without_end(services: Services) -> None:
+    services.check_ins[:0] = [CheckInResponse(ticket=Ticket(ticket=b"place"))] * 20
+    before = services.now
+    play(services)
+    assert services.now - before >= 20, "a second between two calls at least"
+
+
 def test_a_device_whose_examples_are_unknown_says_it_is_not_eligible(plan: Any) -> None:
     work = task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES, minimum_examples=7)
     services = Services(plan, bundle.make_assignment(plan, work=work))
@@ -192,6 +199,8 @@ def test_a_device_whose_examples_are_unknown_says_it_is_not_eligible(plan: Any) 
         (read_floors(["ab" * 32], "allowed", 5), {}, "UNTRUSTED_PLAN"),
         (read_floors([PUBLISHER], "allowed", 5), {"session": b"short"}, "MALFORMED_ASSIGNMENT"),
         (read_floors([PUBLISHER], "allowed", 5), {"kind": 0}, "MALFORMED_ASSIGNMENT"),
+        (read_floors([PUBLISHER], "allowed", 5), {"clip_norm": -1.0}, "MALFORMED_ASSIGNMENT"),
+        (read_floors([PUBLISHER], "allowed", 5), {"clip_norm": float("nan")}, "MALFORMED_ASSIGNMENT"),
         (
             read_floors([PUBLISHER], "required", 5),
             {"secure_sum": task_pb2.SecureSum(protocol=task_pb2.SumProtocol.ValueType(7), minimum_group=5)},

@@ -6,6 +6,7 @@ computed: whose plans may run, whether updates may leave outside a secure sum, h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -96,6 +97,10 @@ def verify_assignment(assignment: Assignment, floors: Floors) -> None:
         raise FloorsNotMetError(
             f"the assignment has a session of {len(assignment.session)} bytes and kind {assignment.kind}",
             reason="MALFORMED_ASSIGNMENT",
+        )
+    if not 0 <= assignment.clip_norm < math.inf:
+        raise FloorsNotMetError(
+            f"the assignment clips updates to a norm of {assignment.clip_norm}", reason="MALFORMED_ASSIGNMENT"
         )
     _verify_plan(assignment, floors)
     protocol = assignment.secure_sum.protocol

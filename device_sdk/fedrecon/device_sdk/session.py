@@ -49,6 +49,7 @@ from fedrecon.wire.keystream import SEED_BYTES
 
 SDK_VERSION = "0.1.0"
 CHECK_IN_SECONDS = 45.0  # the coordinator waits up to 30 s for its selection
+SHORTEST_TICKET_SECONDS = 1.0  # nobody makes a device call without end
 LONGEST_TICKET_SECONDS = 3600.0  # whoever asks earlier than the ticket says keeps its place
 
 # Refusals that mean: the round or the group went on without this report.
@@ -169,7 +170,8 @@ def _check_in(known: Circumstances, line: Line) -> Steps[CheckInResponse]:
         if answer.WhichOneof("answer") != "ticket":
             return answer
         ticket = answer.ticket.ticket
-        yield Sleep(min(answer.ticket.wait_milliseconds / 1000, LONGEST_TICKET_SECONDS))
+        wait = answer.ticket.wait_milliseconds / 1000
+        yield Sleep(max(SHORTEST_TICKET_SECONDS, min(wait, LONGEST_TICKET_SECONDS)))
 
 
 def _work(known: Circumstances, session: Session, seeds: Seeds, windows: RetryWindows) -> Steps[Participation]:
