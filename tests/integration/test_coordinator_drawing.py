@@ -104,7 +104,7 @@ async def test_devices_are_gathered_for_the_next_round_while_this_one_is_merged(
 
 async def test_only_sampled_devices_are_drawn_however_long_they_have_waited(tmp_path: Path) -> None:
     rate = 0.5
-    privacy = task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_budget=100, sampling_rate=rate)
+    privacy = task_pb2.Privacy(noise_multiplier=0.2, clip_norm=1, delta=1e-5, epsilon_budget=1000, sampling_rate=rate)
     async with house(tmp_path, MemoryJournal()) as built:
         coordinator = await built.coordinator()
         spec = make_spec(built.plan)
