@@ -134,5 +134,5 @@ async def test_old_commits_and_abandoned_attempts_do_not_pile_up() -> None:
         snapshot = (await journal.load(NAME, TASK_STREAM)).snapshot
         assert snapshot is not None
         sizes.append(len(snapshot))
-    assert sizes[199] < sizes[99] + 100, "only the digits of its numbers grow, once it remembers as many rounds as it may"
+    assert sizes[199] < sizes[99] + 100, "only digits grow once it remembers all the rounds it may"
     assert len(await ledger.load_task_entries(journal, NAME)) == 1 + KEPT
