@@ -263,8 +263,12 @@ class Attempts:
             now = self._storage.clock.now_milliseconds()
             expires = attempt.config.expires_milliseconds
             if now >= expires and not attempt.is_without_sums:
-                await self._remove_sums(attempt)
-                attempt.is_without_sums = True
+                attempt.is_without_sums = True  # first: a merge that comes meanwhile is told so, not that they are lost
+                try:
+                    await self._remove_sums(attempt)
+                except OSError:
+                    attempt.is_without_sums = False
+                    raise
             last = max(expires, *(summing.group.ended_milliseconds for summing in attempt.summings))
             if now >= last + self._keep_milliseconds:
                 await self._remove(key, attempt)
