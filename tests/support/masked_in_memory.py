@@ -82,7 +82,7 @@ class Transcript:
 
 def run_group(vectors: Sequence[bytes], config: Config) -> tuple[list[Transcript], Vector]:
     """Lets devices report; returns what each of them sent, and the open sum."""
-    members = [_begin(number, config) for number in range(len(vectors))]
+    members = [begin(number, config) for number in range(len(vectors))]
     cores = [
         deliver_masked(session, vector, masking) for (session, masking), vector in zip(members, vectors, strict=True)
     ]
@@ -119,7 +119,8 @@ def run_group(vectors: Sequence[bytes], config: Config) -> tuple[list[Transcript
     return transcripts, opened
 
 
-def _begin(number: int, config: Config) -> tuple[Session, Masking]:
+def begin(number: int, config: Config) -> tuple[Session, Masking]:
+    """Returns a device with a report ready: the same for the same number."""
     key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"device %d" % number).digest())
     session_id, entropy = hashlib.sha256(b"session %d" % number).digest()[:16], stream_of(f"device {number}")
     assignment = Assignment(

@@ -57,13 +57,9 @@ from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import Vector
 
 NONCE_BYTES = 32
-_KEY_BYTES = 32
-_SIGNATURE_BYTES = 64
 _SMALLEST_GROUP = 3
 _QUIET_SHARE = 4
 """A group that has as many members as it needs goes on when nobody came for a quarter of a phase."""
-
-_ENDED = frozenset({Phase.CLOSED, Phase.ABORTED})
 
 
 class SecAggPlusSum:
@@ -106,7 +102,7 @@ class SecAggPlusSum:
     def can_report(self, group: Group, session: bytes) -> bool:
         """Returns whether the session's masks can be taken away again."""
         index = group.indices.get(session)
-        return group.phase is Phase.UPLOADING and group.shared is not None and index in self._shares
+        return group.phase is Phase.UPLOADING and index in self._counted(group)
 
     def receive(self, group: Group, session: bytes, message: Message, now: int) -> None:
         """Takes keys, shares or revealed shares.
@@ -148,7 +144,7 @@ class SecAggPlusSum:
                 return _given_up(group, "TOO_FEW_SHARES", now)
             case Phase.SHARING if is_late or self._has_shared(group, is_quiet=is_quiet):
                 return self._due_sharing(group, now)
-            case Phase.UPLOADING if closing or is_late or len(group.reports) == len(self._shares):
+            case Phase.UPLOADING if closing or is_late or len(group.reports) == len(self._counted(group)):
                 return self._due_uploading(group, now)
             case Phase.UNMASKING:
                 return self._due_unmasking(group, now, is_late=is_late)
@@ -163,10 +159,15 @@ class SecAggPlusSum:
         """Reports that are wanted of this group."""
         return -(-self._config.report_goal // self._config.group_count)
 
+    @property
+    def _fewest(self) -> int:
+        """Members without whom there is no sum."""
+        return max(_SMALLEST_GROUP, self._config.minimum_group)
+
     # -- keys ----------------------------------------------------------------------------------------------------------
 
     def _receive_keys(self, group: Group, session: bytes, message: JoinRequest, now: int) -> None:
-        if group.phase in _ENDED or (group.phase is not Phase.JOINING and session not in group.indices):
+        if group.ended or (group.phase is not Phase.JOINING and session not in group.indices):
             raise _too_late()
         keys = _keys_of(message)
         if group.phase is not Phase.JOINING:
@@ -174,13 +175,6 @@ class SecAggPlusSum:
             if keys != (known.share_key, known.mask_key, known.device_key, known.key_signature):
                 raise _differs("keys")
             return
-        if tuple(map(len, keys)) != (_KEY_BYTES, _KEY_BYTES, _KEY_BYTES, _SIGNATURE_BYTES):
-            raise MessageRefusedError(
-                "invalid",
-                "MALFORMED_MESSAGE",
-                "Two keys of 32 bytes, the device's own and its signature of 64 bytes are needed to join",
-                "Send what the contract describes.",
-            )
         known_join = self._joins.get(session)
         if known_join is not None and _keys_of(known_join) != keys:
             raise _differs("keys")
@@ -200,7 +194,7 @@ class SecAggPlusSum:
         has_enough = count >= self._config.group_members or (is_quiet and count >= self._wanted)
         if not (is_over or has_enough):
             return None
-        if count < max(_SMALLEST_GROUP, self._config.minimum_group):
+        if count < self._fewest:
             return _given_up(group, "TOO_FEW_MEMBERS", now) if is_over else None
         self._members = tuple(
             _member(index, session, message) for index, (session, message) in enumerate(self._joins.items())
@@ -216,7 +210,7 @@ class SecAggPlusSum:
     def _answer_join(self, group: Group, session: bytes) -> JoinResponse | None:
         if group.phase is Phase.JOINING:
             return None
-        if group.phase in _ENDED or session not in group.indices:
+        if group.ended or session not in group.indices:
             raise _too_late()
         roster = self._known_roster(group)
         index = group.indices[session]
@@ -235,7 +229,7 @@ class SecAggPlusSum:
 
     def _receive_shares(self, group: Group, session: bytes, message: ShareRequest, now: int) -> None:
         index = group.indices.get(session)
-        if index is None or group.phase in _ENDED or (group.phase is not Phase.SHARING and index not in self._shares):
+        if index is None or group.ended or (group.phase is not Phase.SHARING and index not in self._counted(group)):
             raise _too_late()
         known = self._shares.get(index)
         if known is not None:
@@ -249,28 +243,34 @@ class SecAggPlusSum:
 
     def _due_sharing(self, group: Group, now: int) -> Keep | Aborted:
         sharers = self._connected(group, frozenset(self._shares))
-        if len(sharers) < max(_SMALLEST_GROUP, self._config.minimum_group):
+        if len(sharers) < self._fewest:
             return _given_up(group, "TOO_FEW_SHARES", now)
-        self._shares = {index: self._shares[index] for index in sorted(sharers)}
-        fixed = tuple(self._shares)
-        return Keep(write_shares(self._shares), lambda shares: SharesFixed(fixed, shares, now))
+        fixed = tuple(sorted(sharers))
+        content = write_shares({index: self._shares[index] for index in fixed})
+        return Keep(content, lambda shares: SharesFixed(fixed, shares, now))
 
     def _answer_share(self, group: Group, session: bytes) -> ShareResponse | None:
         if group.phase is Phase.SHARING:
             return None
-        index = group.indices[session]
-        if group.phase in _ENDED or index not in self._shares:
+        index, counted = group.indices[session], self._counted(group)
+        if group.ended or index not in counted:
             raise _too_late()
         return ShareResponse(
             phase=_phase(group),
             shares=[
                 share
                 for neighbour in self._known_roster(group).neighbours[index]
-                if neighbour in self._shares
-                for share in self._shares[neighbour].shares
+                if neighbour in counted
+                for share in counted[neighbour].shares
                 if share.to_index == index
             ],
         )
+
+    def _counted(self, group: Group) -> dict[int, ShareRequest]:
+        """Returns the shares that count: those that came while it was written down whose do are let go."""
+        if group.shared is not None and len(self._shares) > len(group.shared.sharers):
+            self._shares = {index: self._shares[index] for index in group.shared.sharers}
+        return self._shares
 
     def _has_shared(self, group: Group, *, is_quiet: bool) -> bool:
         count = len(self._shares)
@@ -282,7 +282,7 @@ class SecAggPlusSum:
         index = group.indices.get(session)
         if index is None or session not in group.reports:
             raise _too_late()
-        if not message.shares or group.phase in _ENDED:
+        if not message.shares or group.ended:
             return
         if group.phase is not Phase.UNMASKING:
             raise MessageRefusedError(
@@ -304,7 +304,7 @@ class SecAggPlusSum:
     def _answer_unmask(self, group: Group, session: bytes, *, asks: bool) -> UnmaskResponse | None:
         if group.phase is Phase.UPLOADING or (group.phase is Phase.UNMASKING and not asks):
             return None
-        if group.phase in _ENDED:
+        if group.ended:
             return UnmaskResponse(phase=_phase(group))
         masked = self._masked(group)
         near = masked.neighbours_that_shared(group.indices[session])
@@ -344,8 +344,9 @@ class SecAggPlusSum:
     def _due_uploading(self, group: Group, now: int) -> UploadsEnded | Aborted:
         """Returns the end of uploads: every secret that the sum needs must have survivors enough that hold a share."""
         roster, survivors = self._known_roster(group), group.survivors
-        if len(survivors) >= max(_SMALLEST_GROUP, self._config.minimum_group) and all(
-            sum(one in survivors for one in roster.neighbours[index]) >= roster.threshold for index in self._shares
+        if len(survivors) >= self._fewest and all(
+            sum(one in survivors for one in roster.neighbours[index]) >= roster.threshold
+            for index in self._counted(group)
         ):
             return UploadsEnded(now)
         return _given_up(group, "TOO_FEW_REPORTS", now)
@@ -353,17 +354,17 @@ class SecAggPlusSum:
     def _masked(self, group: Group) -> MaskedGroup:
         """Returns what is unmasked; asked once the survivors are fixed."""
         if self._unmasking is None:
-            roster = self._known_roster(group)
+            roster, counted = self._known_roster(group), self._counted(group)
             self._unmasking = MaskedGroup(
                 context=roster.context,
                 roster=roster.members,
                 neighbours=roster.neighbours,
                 threshold=roster.threshold,
-                commitments={index: message.seed_commitment for index, message in self._shares.items()},
+                commitments={index: message.seed_commitment for index, message in counted.items()},
                 survivors=group.survivors,
             )
-            self._lacking = dict.fromkeys(self._shares, roster.threshold)
-            self._short = set(self._shares)
+            self._lacking = dict.fromkeys(counted, roster.threshold)
+            self._short = set(counted)
         return self._unmasking
 
     def _known_roster(self, group: Group) -> Roster:

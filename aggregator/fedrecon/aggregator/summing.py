@@ -324,24 +324,26 @@ class Summing:
     async def _advance(self) -> None:
         """Does what the moment calls for, until it calls for nothing more."""
         async with self._turn:
-            while not self.lost and self._due() is not None:
+            was_ending = self._ending
+            while not self.lost and (due := self._due()) is not None:
                 if self.group.phase is Phase.UPLOADING:  # its end is judged by all that arrived before
                     self._ending = True
-                    while self._filling.reports:
+                    if self._filling.reports:
                         await self._write_batch()
-                match self._due():
-                    case None:
-                        self._ending = self._closing  # a batch was lost: others may still report
-                    case Keep() as keep if not await self._keep(keep):
+                        continue
+                match due:
+                    case Keep() if not await self._keep(due):
                         return  # tried again by whoever comes next
-                    case Unmask() as unmask:
-                        await self._unmask(unmask)
-                    case Aborted() as event:
-                        await self._abort(event)
-                    case UploadsEnded() | Closed() as event:
-                        await self._persist(event)
+                    case Unmask():
+                        await self._unmask(due)
+                    case Aborted():
+                        await self._abort(due)
+                    case UploadsEnded() | Closed():
+                        await self._persist(due)
                 if self.group.ended:
                     self._total = None  # it lies on disk until the round is merged
+            if self.group.phase is Phase.UPLOADING:
+                self._ending = was_ending  # a batch was lost: others may still report
 
     async def _keep(self, keep: Keep) -> bool:
         """Keeps a roster or shares; returns whether the disk took them."""
