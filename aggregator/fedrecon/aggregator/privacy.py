@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 
 from fedrecon.wire import keystream
 from fedrecon.wire.digests import digest_of
-from fedrecon.wire.fixed_point import METRIC_SCALE, FixedPoint
+from fedrecon.wire.fixed_point import METRIC_SCALE, WITHIN_CLIP_NOISE_SHARE, FixedPoint
 
 CLIP_RATE = 0.2
-BIT_NOISE_SHARE = 0.05
 _WORDS_FOR_NORMAL = 4
 _PIECE = 1 << 20
 
@@ -69,7 +68,7 @@ class Mechanism:
     @property
     def bit_deviation(self) -> float:
         """Standard deviation of the noise on the count of norms within the clip, in devices."""
-        return BIT_NOISE_SHARE * self.denominator
+        return WITHIN_CLIP_NOISE_SHARE * self.denominator
 
 
 def add_noise(body: NDArray[np.int64], fixed_point: FixedPoint, mechanism: Mechanism) -> NDArray[np.int64]:

@@ -55,9 +55,8 @@ from fedrecon.v1.aggregator_pb2 import (
 )
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import Vector
+from fedrecon.wire.sum_context import SERVER_NONCE_BYTES, SMALLEST_GROUP
 
-NONCE_BYTES = 32
-_SMALLEST_GROUP = 3
 _QUIET_SHARE = 4
 """A group that has as many members as it needs goes on when nobody came for a quarter of a phase."""
 
@@ -162,7 +161,7 @@ class SecAggPlusSum:
     @property
     def _fewest(self) -> int:
         """Members without whom there is no sum."""
-        return max(_SMALLEST_GROUP, self._config.minimum_group)
+        return max(SMALLEST_GROUP, self._config.minimum_group)
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class SecAggPlusSum:
             _member(index, session, message) for index, (session, message) in enumerate(self._joins.items())
         )
         neighbourhood = thresholds.find(count)
-        sessions, ring, nonce = tuple(self._joins), rings.draw(count, self._entropy), self._entropy(NONCE_BYTES)
+        sessions, ring, nonce = tuple(self._joins), rings.draw(count, self._entropy), self._entropy(SERVER_NONCE_BYTES)
 
         def frozen(roster: bytes) -> RosterFrozen:
             return RosterFrozen(sessions, roster, ring, neighbourhood.neighbours, neighbourhood.threshold, nonce, now)

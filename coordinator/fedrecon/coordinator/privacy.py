@@ -14,10 +14,10 @@ from fedrecon.coordinator.accounting import AccountantMissing, accountant_versio
 from fedrecon.coordinator.tasks import Task
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.task_pb2 import Privacy, TaskSpec
+from fedrecon.wire.fixed_point import WITHIN_CLIP_NOISE_SHARE
 
 _WARNING_SHARE = 0.9
 _LEAST_NOISE, _MOST_NOISE = 0.01, 1000.0
-_BIT_NOISE_SHARE = 0.05  # of the reports wanted: noise on the count that a clip norm adapts by
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def privacy_problems(spec: TaskSpec) -> Iterator[str]:
         yield "secure_sum.maximum_weight: under privacy every report weighs 1"
     if spec.evaluation.every_rounds:
         yield "evaluation: its metric sums would be released without noise; leave it out, or the privacy"
-    if privacy.clip_quantile and privacy.noise_multiplier >= 2 * _BIT_NOISE_SHARE * goal:
+    if privacy.clip_quantile and privacy.noise_multiplier >= 2 * WITHIN_CLIP_NOISE_SHARE * goal:
         yield (
             f"privacy.clip_quantile: with {goal} reports and a noise multiplier of {privacy.noise_multiplier:g} "
             "nothing is left for the update; take a fixed clip norm, or more reports"

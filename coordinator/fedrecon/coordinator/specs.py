@@ -30,18 +30,16 @@ from fedrecon.wire.manifests import (
     verify_plan,
 )
 from fedrecon.wire.row_sets import RowSet
+from fedrecon.wire.sum_context import SMALLEST_GROUP
 
 RESERVED_NAMES = frozenset({"registry"})
 """Names of the journal that are no tasks."""
 
 LARGEST_COHORT = 100_000
-SMALLEST_GROUP = 3
-"""Of two, each could take its own report away."""
-
-_SMALL_RING_BITS = 16
-_SMALL_RING_REPORTS = 200
 LONGEST_MILLISECONDS = 7 * 24 * 60 * 60 * 1000
 _LARGEST_OVER_SELECTION = 100.0
+_SMALL_RING_BITS = 16
+_SMALL_RING_REPORTS = 200
 _LONGEST_POPULATION = 200
 _DIGEST_BYTES = 32
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

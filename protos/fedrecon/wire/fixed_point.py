@@ -31,6 +31,8 @@ TAIL_METRICS = 2
 WITHIN_CLIP = "within_clip"
 """Metric sum that reports have beside the plan's where a clip norm adapts: 1 if the update's norm was within it."""
 WITHIN_CLIP_BOUND = 1.0
+WITHIN_CLIP_NOISE_SHARE = 0.05
+"""Noise on the count of those within the clip norm, as a share of the reports wanted (Andrew et al. 2021)."""
 TAIL_ENTRY_BYTES = 8
 
 

@@ -27,6 +27,8 @@ from fedrecon.wire.fixed_point import FixedPoint
 CONTEXT_BYTES = 32
 GROUP_BYTES = 16
 SERVER_NONCE_BYTES = 32
+SMALLEST_GROUP = 3
+"""Of two, each could take its own report away from the sum."""
 
 _CONTEXT_LABEL = "fedrecon secure sum context 2"
 _ROSTER_LABEL = "fedrecon secure sum roster 1"
