@@ -20,15 +20,15 @@ from support.aggregator_sample import (
     Device,
     make_device,
     merging,
-    now,
     opened,
     refused,
     running,
     total_of,
 )
 from support.masked_sample import (
-    PHASE_MILLISECONDS,
+    JOINING_MILLISECONDS,
     Step,
+    hurried,
     make_masked,
     masked_terms,
     opened_masked,
@@ -59,12 +59,12 @@ def digest_of_checkpoint(aggregator: Aggregator) -> bytes:
     ("step", "lost"), [(Step.UNMASK, 0), *((step, lost) for step in list(Step)[:3] for lost in (2, 6))]
 )
 async def test_the_sum_is_that_of_the_survivors_bit_for_bit(tmp_path: Path, step: Step, lost: int) -> None:
-    async with running(tmp_path) as aggregator:
+    async with hurried(tmp_path) as (aggregator, clock):
         checkpoint, groups = await opened_masked(aggregator, MEMBERS)
         devices = make_masked(MEMBERS, checkpoint)
         for device in devices[:lost]:
             device.last = step
-        await take_part(aggregator, devices)
+        await take_part(aggregator, clock, devices)
         group = await ended(aggregator)
         in_sum = devices if step >= Step.UPLOAD else devices[lost:]
         assert (group.phase, group.joined, group.reports) == (
@@ -79,12 +79,12 @@ async def test_the_sum_is_that_of_the_survivors_bit_for_bit(tmp_path: Path, step
 
 @pytest.mark.parametrize("step", list(Step)[:3])
 async def test_too_many_lost_void_the_whole_group(tmp_path: Path, step: Step) -> None:
-    async with running(tmp_path) as aggregator:
+    async with hurried(tmp_path) as (aggregator, clock):
         await opened_masked(aggregator, MEMBERS)
         devices = make_masked(MEMBERS, digest_of_checkpoint(aggregator))
         for device in devices[: MEMBERS - 3]:
             device.last = step
-        results = await asyncio.gather(*(device.take_part(aggregator) for device in devices), return_exceptions=True)
+        results = await take_part(aggregator, clock, devices, results=True)
         group = await ended(aggregator)
         assert group.phase == aggregator_pb2.GROUP_PHASE_ABORTED
         assert group.voided == (MEMBERS if step is Step.UPLOAD else 3 if step is Step.SHARE else 0)
@@ -95,22 +95,26 @@ async def test_too_many_lost_void_the_whole_group(tmp_path: Path, step: Step) ->
 
 
 async def test_joining_ends_with_the_members_that_are_there(tmp_path: Path) -> None:
-    async with running(tmp_path) as aggregator:
-        soon = now() + 2 * PHASE_MILLISECONDS
-        checkpoint, groups = await opened_masked(aggregator, 30, joining_ends_unix_milliseconds=soon)
+    async with hurried(tmp_path) as (aggregator, clock):
+        checkpoint, groups = await opened_masked(aggregator, 30)
         devices = make_masked(8, checkpoint)
-        await take_part(aggregator, devices)
+        work = asyncio.create_task(take_part(aggregator, clock, devices))
+        await clock.wait_for(Step.JOIN, 8)
+        clock.ahead += JOINING_MILLISECONDS
+        await work
         assert (await ended(aggregator)).reports == 8
         response = await merged(aggregator, checkpoint, groups, 8)
         assert response.sum_digest == digest_of(total_of(devices))
 
 
 async def test_a_group_of_fewer_than_its_smallest_never_begins(tmp_path: Path) -> None:
-    async with running(tmp_path) as aggregator:
-        checkpoint, _ = await opened_masked(aggregator, 30, joining_ends_unix_milliseconds=now() + 10)
+    async with hurried(tmp_path) as (aggregator, clock):
+        checkpoint, _ = await opened_masked(aggregator, 30)
         devices = make_masked(4, checkpoint)
-        joins = [device.join(aggregator) for device in devices]
-        for result in await asyncio.gather(*joins, return_exceptions=True):
+        work = asyncio.create_task(take_part(aggregator, clock, devices, results=True))
+        await clock.wait_for(Step.JOIN, 4)
+        clock.ahead += JOINING_MILLISECONDS
+        for result in await work:
             assert isinstance(result, grpc.aio.AioRpcError)
         assert (await ended(aggregator)).phase == aggregator_pb2.GROUP_PHASE_ABORTED
 
@@ -126,13 +130,13 @@ async def test_a_group_that_began_takes_nobody_in(tmp_path: Path) -> None:
 
 
 async def test_groups_are_filled_one_after_the_other_and_merged_exactly(tmp_path: Path) -> None:
-    async with running(tmp_path) as aggregator:
+    async with hurried(tmp_path) as (aggregator, clock):
         settings = {"cohort_size": 24, "report_goal": 24}
         checkpoint, groups = await opened_masked(aggregator, 24, **settings, secure_sum=masked_terms(maximum_reports=8))
         assert len(groups) == 3
         small = FixedPoint(FIXED_POINT.segments, FIXED_POINT.metric_bounds, maximum_reports=8, maximum_weight=10)
         devices = make_masked(24, checkpoint, small)
-        await take_part(aggregator, devices)
+        await take_part(aggregator, clock, devices)
         closed = await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=10)
         assert [group.reports for group in closed.groups] == [8, 8, 8]
         response = await merged(aggregator, checkpoint, groups, 24)
@@ -141,11 +145,11 @@ async def test_groups_are_filled_one_after_the_other_and_merged_exactly(tmp_path
 
 async def test_a_close_in_the_middle_of_uploads_unmasks_what_is_there(tmp_path: Path) -> None:
     async with running(tmp_path) as aggregator:
-        checkpoint, groups = await opened_masked(aggregator, 10, phase_milliseconds=60_000)
+        checkpoint, groups = await opened_masked(aggregator, 10)
         devices = make_masked(10, checkpoint)
         slow = devices[9]
         slow.last = Step.SHARE
-        work = asyncio.create_task(take_part(aggregator, devices))
+        work = asyncio.gather(*(device.take_part(aggregator) for device in devices))
         async for progress in aggregator.sums.Watch(WatchRequest(round=ROUND), timeout=20):
             if progress.groups[0].reports == 9:
                 break
@@ -201,7 +205,7 @@ async def test_keys_that_neighbours_would_refuse_do_not_reach_them(tmp_path: Pat
 
 async def test_nobody_reveals_before_the_survivors_are_fixed(tmp_path: Path) -> None:
     async with running(tmp_path) as aggregator:
-        checkpoint, _ = await opened_masked(aggregator, 6, phase_milliseconds=60_000)
+        checkpoint, _ = await opened_masked(aggregator, 6)
         devices = make_masked(6, checkpoint)
         joined = await asyncio.gather(*(device.join(aggregator) for device in devices))
         shared = await asyncio.gather(
@@ -217,13 +221,12 @@ async def test_nobody_reveals_before_the_survivors_are_fixed(tmp_path: Path) -> 
 
 
 async def test_a_vector_of_nobody_who_shared_is_not_added(tmp_path: Path) -> None:
-    async with running(tmp_path) as aggregator:
+    async with hurried(tmp_path) as (aggregator, clock):
         checkpoint, _ = await opened_masked(aggregator, 6)
         devices = make_masked(6, checkpoint)
         devices[0].last = Step.JOIN
         stranger = make_device(99)
-        work = asyncio.create_task(take_part(aggregator, devices))
-        await work
+        await take_part(aggregator, clock, devices)
         group = (await aggregator.sums.Close(CloseRequest(round=ROUND), timeout=10)).groups[0].group
         for device in (stranger, Device(devices[0].session, devices[0].vector)):
             await refused(device.upload(aggregator, group), grpc.StatusCode.FAILED_PRECONDITION, "ROUND_CLOSED")

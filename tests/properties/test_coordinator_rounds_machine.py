@@ -129,6 +129,7 @@ class Machine(RuleBasedStateMachine):
             EndedBecause.GOAL_MET: reports >= 3,
             EndedBecause.ALL_FINISHED: self.twin.ended.get(attempt) == self.twin.sessions.get(attempt),
             EndedBecause.WINDOW_ENDED: self.now >= self.twin.began + 10_000,
+            EndedBecause.GROUPS_CLOSED: True,
         }
         is_legal = self.twin.phase == "reporting" and reports >= 2 and holds[because]
         if self.happen(ReportingEnded(because, reports), is_legal=is_legal):

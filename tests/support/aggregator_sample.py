@@ -70,6 +70,7 @@ class Aggregator:
     journal: Any
     folder: Path
     stopping: asyncio.Event
+    clock: Clock
 
     @property
     def devices(self) -> Any:
@@ -95,12 +96,13 @@ async def running(
         round_token_key=TOKEN_KEY.hex(),
         **{"enrolment": "off", **settings},  # most tests are not about who speaks
     )
+    clock = SystemClock() if clock is None else clock
     snapshots = Snapshots(made.folder, SEAL_KEY)
     blobs = LocalBlobs(folder / "blobs")
     metrics, stopping, ready = Metrics.create("aggregator"), asyncio.Event(), folder / f"{secrets.token_hex(4)}.json"
 
     async def start(service: Service[AggregatorSettings]) -> None:
-        await assemble(service, journal, snapshots, blobs, SystemClock() if clock is None else clock)
+        await assemble(service, journal, snapshots, blobs, clock)
 
     server = asyncio.create_task(
         serve("aggregator", start, made, port, metrics=metrics, ready_file=ready, stopping=stopping)
@@ -112,7 +114,7 @@ async def running(
                 await server
         target = json.loads(ready.read_text())["address"]
         async with open_service_channel(target, made) as channel:
-            yield Aggregator(target, channel, metrics, blobs, journal, folder, stopping)
+            yield Aggregator(target, channel, metrics, blobs, journal, folder, stopping, clock)
     finally:
         stopping.set()
         await server

@@ -1,29 +1,39 @@
-"""Devices that report under a secure sum, step by step, for tests that stop them between any two steps."""
+"""Devices that report under a secure sum, step by step, for tests that stop them between any two steps.
+
+No phase of these tests ends because a machine is slow: windows are long, and where devices are lost time jumps once all
+others have been heard.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedrecon.aggregator.secagg_plus import SecAggPlusSum
 from fedrecon.device_sdk.identity import public_bytes
 from fedrecon.device_sdk.masking import Masking
 from fedrecon.device_sdk.neighbourhood import MaskTerms
+from fedrecon.ops.clock import SystemClock
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
-from fedrecon.v1.aggregator_pb2 import JoinRequest, SessionProof, ShareRequest, UnmaskRequest
+from fedrecon.v1.aggregator_pb2 import JoinRequest, SessionProof, ShareRequest, UnmaskRequest, WatchRequest
 from fedrecon.v1.common_pb2 import Credentials
 from fedrecon.v1.task_pb2 import SecureSum
 from fedrecon.wire.fixed_point import FixedPoint
-from support.aggregator_sample import FIXED_POINT, PLAN, ROUND, Aggregator, Device, make_device, now, opened
+from support.aggregator_sample import FIXED_POINT, PLAN, ROUND, Aggregator, Device, make_device, now, opened, running
 
 SMALLEST = 5
-PHASE_MILLISECONDS = 1_500
-JOINING_MILLISECONDS = 20_000
+PHASE_MILLISECONDS = 120_000
+JOINING_MILLISECONDS = 120_000
+_LOOK_SECONDS = 0.01
 
 
 class Step(IntEnum):
@@ -148,5 +158,83 @@ async def opened_masked(aggregator: Aggregator, members: int, **changes: Any) ->
     return await opened(aggregator, **(settings | changes))
 
 
-async def take_part(aggregator: Aggregator, devices: Sequence[MaskedDevice]) -> None:
-    await asyncio.gather(*(device.take_part(aggregator) for device in devices))
+class HurriedClock(SystemClock):
+    """A clock that can jump.
+
+    Attributes:
+        ahead: milliseconds that it is ahead of the machine.
+        heard: what the secure sum took from whom: steps and sessions.
+    """
+
+    def __init__(self) -> None:
+        self.ahead = 0
+        self.heard: set[tuple[Step, bytes]] = set()
+
+    def now_milliseconds(self) -> int:
+        return super().now_milliseconds() + self.ahead
+
+    async def sleep_until(self, instant_milliseconds: int) -> None:
+        while self.now_milliseconds() < instant_milliseconds:  # noqa: ASYNC110 - time sets no event
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def has_heard(self, step: Step, count: int) -> bool:
+        return sum(each is step for each, _ in self.heard) == count
+
+    async def wait_for(self, step: Step, count: int) -> None:
+        while not self.has_heard(step, count):  # noqa: ASYNC110 - simpler than an event for each count
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def end_phase(self) -> None:
+        self.ahead += PHASE_MILLISECONDS
+
+
+@contextlib.asynccontextmanager
+async def hurried(folder: Path) -> AsyncIterator[tuple[Aggregator, HurriedClock]]:
+    """A running aggregator whose phases end when the clock says so, and its clock."""
+    clock = HurriedClock()
+    receive = SecAggPlusSum.receive
+
+    def receive_and_note(self: SecAggPlusSum, group: Any, session: bytes, message: Any, now: int) -> None:
+        receive(self, group, session, message, now)
+        match message:
+            case JoinRequest():
+                clock.heard.add((Step.JOIN, session))
+            case ShareRequest():
+                clock.heard.add((Step.SHARE, session))
+            case UnmaskRequest() if message.shares:
+                clock.heard.add((Step.UNMASK, session))
+
+    with patch.object(SecAggPlusSum, "receive", receive_and_note):
+        async with running(folder, clock=clock) as aggregator:
+            yield aggregator, clock
+
+
+async def take_part(
+    aggregator: Aggregator, clock: HurriedClock, devices: Sequence[MaskedDevice], *, results: bool = False
+) -> list[Any]:
+    """Lets devices take part; a phase that waits for lost ones only ends at once.
+
+    Args:
+        aggregator: where.
+        clock: its clock.
+        devices: all that there are.
+        results: return what became of them, errors among it.
+    """
+    hurrying = asyncio.create_task(_hurry(aggregator, clock, devices))
+    try:
+        return await asyncio.gather(*(device.take_part(aggregator) for device in devices), return_exceptions=results)
+    finally:
+        hurrying.cancel()
+
+
+async def _hurry(aggregator: Aggregator, clock: HurriedClock, devices: Sequence[MaskedDevice]) -> None:
+    alive = {step: sum(device.last >= step for device in devices) for step in Step}
+    for before, step in zip(Step, list(Step)[1:], strict=False):
+        if step is Step.UPLOAD:
+            async for progress in aggregator.sums.Watch(WatchRequest(round=ROUND), timeout=60):
+                if sum(group.reports for group in progress.groups) == alive[step]:
+                    break
+        else:
+            await clock.wait_for(step, alive[step])
+        if alive[step] < alive[before]:
+            clock.end_phase()

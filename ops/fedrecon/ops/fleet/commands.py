@@ -31,6 +31,9 @@ def fleet(
     seconds: Annotated[
         float | None, typer.Option("--seconds", min=0, help="end after so long; default: Ctrl-C")
     ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="end when this task has completed, or no longer runs")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="of data made up and of behaviour")] = _SEED,
     server: Server = None,
     as_json: AsJson = False,
@@ -40,12 +43,13 @@ def fleet(
     import tempfile
 
     from fedrecon.datasets import generate
-    from fedrecon.ops.admin_client import find_targets, read_authority, require_answer
+    from fedrecon.ops.admin_client import CALL_SECONDS, find_targets, open_admin, read_authority, require_answer
     from fedrecon.ops.fleet.behaviour import Behaviour
     from fedrecon.ops.fleet.people import people_of
     from fedrecon.ops.fleet.running import Fleet, Tally
     from fedrecon.ops.rating_files import load_ratings
     from fedrecon.ops.up import stop_on_signals
+    from fedrecon.v1 import admin_pb2 as admin
 
     users = max(devices * 5 // 4 + 1, 10)  # four of five take part
     ratings = load_ratings(place) if place is not None else generate(users, _MADE_UP_ITEMS, seed)
@@ -55,6 +59,10 @@ def fleet(
     require_answer(coordinator)
     stopped = stop_on_signals()
     console = Console(stderr=as_json)
+
+    def is_over(task: str) -> bool:
+        state = stub.GetTask(admin.GetTaskRequest(task=task), timeout=CALL_SECONDS).task.state
+        return state != admin.TASK_STATE_RUNNING
 
     async def run(folder: Path, live: Live) -> Tally:
         stopping = asyncio.Event()
@@ -73,11 +81,14 @@ def fleet(
         while not work.done() and not stopped.is_set():
             if seconds is not None and asyncio.get_running_loop().time() - began >= seconds:
                 break
+            if until is not None and await asyncio.to_thread(is_over, until):
+                break
             await asyncio.sleep(0.1)
         stopping.set()
         return await work
 
     with (
+        open_admin(server) as stub,
         tempfile.TemporaryDirectory(prefix="fedrecon-fleet-") as folder,
         Live(_table(len(people), Tally()), console=console, refresh_per_second=4) as live,
     ):
