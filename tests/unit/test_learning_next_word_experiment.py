@@ -25,7 +25,7 @@ from fedrecon.learning.experiments.next_word_rows import (
     with_buckets,
     with_steps,
 )
-from fedrecon.learning.experiments.next_word_runs import bytes_of, model_of, work_of
+from fedrecon.learning.experiments.next_word_runs import Run, Text, bytes_of, model_of, run_training, work_of
 from fedrecon.learning.experiments.next_word_text import Writers, examples_of, open_writers
 from fedrecon.learning.experiments.protocol import Choice, ProtocolError, digest_of
 from fedrecon.learning.models.next_word import NEXT, OOV_EMBEDDING, TOKENS, OovEmbeddings
@@ -90,6 +90,26 @@ def test_the_best_rates_on_validation_are_chosen_and_variants_take_those_of_fedr
 
 def test_every_row_of_the_table_has_rates_of_its_own() -> None:
     assert {row.learner for row in TABLE_2} == set(CHOSEN)
+
+
+def test_a_training_that_was_stopped_goes_on_where_it_was(writers: Writers) -> None:
+    text, seen = Text(writers, QUICK.vocabularies[0], QUICK), []
+
+    def train(folder: Path | None, stop_at: int) -> Run:
+        def told(done: int, *_: object) -> None:
+            seen.append(done)
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        return run_training(FEDRECON.learner, Rates(), text, 6, 0, told, folder)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(writers.folder, stop_at=4)
+    resumed = train(writers.folder, stop_at=7)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]
+    whole = train(None, stop_at=7)
+    assert resumed.best == whole.best
+    assert digest_of(resumed.global_parameters) == digest_of(whole.global_parameters)
 
 
 def test_evaluations_split_by_time_whatever_training_does() -> None:

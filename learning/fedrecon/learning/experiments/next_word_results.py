@@ -106,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], setting: Setting) -> dict[Job, Result]:
     seeds = range(setting.seeds)
     with progress_bar() as bar:
         chosen = _choose_rates(jobs, texts[min(texts)], setting, bar) if setting.chooses_rates else CHOSEN
-        runs = _train(jobs, texts, chosen, seeds, bar)
+        runs = _train(jobs, texts, chosen, seeds, setting.folder, bar)
     rates, validation = _tune(jobs, texts, runs, seeds)
     choices = {
         (job, seed): Choice(
@@ -136,7 +136,12 @@ def run_jobs(jobs: Sequence[Job], setting: Setting) -> dict[Job, Result]:
 
 
 def _train(
-    jobs: Sequence[Job], texts: Mapping[int, Text], chosen: Mapping[Learner, Rates], seeds: range, bar: Bar
+    jobs: Sequence[Job],
+    texts: Mapping[int, Text],
+    chosen: Mapping[Learner, Rates],
+    seeds: range,
+    folder: Path,
+    bar: Bar,
 ) -> dict[tuple[Learner, int, int], Run]:
     """Trains every learner at every vocabulary with every seed, once."""
     runs: dict[tuple[Learner, int, int], Run] = {}
@@ -151,7 +156,7 @@ def _train(
                 bar.update(task, completed=done, total=most, said=said)  # type: ignore[arg-type]
 
             rates = rates_of(learner, chosen)
-            runs[learner, job.place, seed] = run_training(learner, rates, text, text.size.rounds, seed, told)
+            runs[learner, job.place, seed] = run_training(learner, rates, text, text.size.rounds, seed, told, folder)
             bar.stop_task(task)
     return runs
 

@@ -10,9 +10,11 @@ accumulator 0, beta2 0.99 and epsilon 1e-3, as Reddi et al. 2020 (arXiv 2003.002
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -190,7 +192,9 @@ def work_of(learner: Learner, rates: Rates, *, evaluates: bool) -> task_pb2.Loca
     )
 
 
-def run_training(learner: Learner, rates: Rates, text: Text, rounds: int, seed: int, progress: Progress) -> Run:
+def run_training(
+    learner: Learner, rates: Rates, text: Text, rounds: int, seed: int, progress: Progress, folder: Path | None = None
+) -> Run:
     """Train one learner.
 
     Args:
@@ -200,8 +204,11 @@ def run_training(learner: Learner, rates: Rates, text: Text, rounds: int, seed: 
         rounds: at most.
         seed: of everything that is drawn.
         progress: told after every round.
+        folder: of the output; a training that was stopped there goes on where it was.
     """
     begin = time.monotonic()
+    told = repr((learner, rates, text.words, text.size, rounds, seed))
+    checkpoints = None if folder is None else folder / "trainings" / hashlib.sha256(told.encode()).hexdigest()[:16]
     judging = text.simulator(learner, rates, seed, evaluates=True)
     server = task_pb2.ServerOptimizer(
         rule=task_pb2.OPTIMIZER_RULE_YOGI,
@@ -216,6 +223,7 @@ def run_training(learner: Learner, rates: Rates, text: Text, rounds: int, seed: 
         Training(server, text.size.cohort, rounds, seed, evaluate_every=text.size.evaluate_every),
         Validation(judging, text.validation(learner.oov_buckets), lambda found: -accuracy_of(found, "right")),
         progress=lambda done, history: progress(done, rounds, f"{-history[-1].loss:.2f}%" if history else ""),
+        checkpoints=checkpoints,
     )
     curve = tuple(
         Point(each.round, Figures(-each.loss, 100.0 * each.metrics["right_among_words"] / each.metrics["counted"]))
