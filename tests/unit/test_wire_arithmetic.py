@@ -17,7 +17,7 @@ from fedrecon.v1.common_pb2 import Chunk
 from fedrecon.v1.plan_pb2 import Schedule
 from fedrecon.wire import chunks, digests, fixed_point, keystream, manifests, schedules, tensors, vocabularies
 
-VECTORS = json.loads((Path(__file__).parent.parent / "contract" / "wire_vectors.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "protos" / "vectors" / "wire.json").read_text())
 
 
 def test_the_keystream_gives_its_published_words() -> None:

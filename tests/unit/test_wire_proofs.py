@@ -13,7 +13,7 @@ from fedrecon.v1.common_pb2 import Credentials
 from fedrecon.v1.coordinator_pb2 import CheckInRequest
 from fedrecon.wire.proofs import call_mac, call_transcript, enrolment_transcript
 
-VECTORS = json.loads((Path(__file__).parent.parent / "contract" / "identity_vectors.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "protos" / "vectors" / "identity.json").read_text())
 KEY = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(VECTORS["device_seed"]))
 
 

@@ -21,7 +21,7 @@ from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint, Segment
 from fedrecon.wire.sum_context import SumContext
 
-VECTORS = json.loads((Path(__file__).parent.parent / "contract" / "secure_sum_vectors.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "protos" / "vectors" / "secure_sum.json").read_text())
 
 
 def bytes_of(case: dict[str, Any], name: str) -> bytes:
