@@ -577,12 +577,12 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("victim", ["FEDRECON_BLOBS_URL", "FEDRECON_AGGREGATOR_FOLDER"])
 def test_a_full_disk_delays_rounds_and_loses_nothing(
-    small_disk: Path, tmp_path: Path, plan_folder: Path, people: People, victim: str
+    small_disk: Path, tmp_path: Path, plan_folder: Path, people: People
 ) -> None:
     kept = small_disk / "kept"
-    stack = Stack(Settings(home=tmp_path / "home"), environment={victim: str(kept)})
+    victims = {"FEDRECON_BLOBS_URL": str(kept / "blobs"), "FEDRECON_AGGREGATOR_FOLDER": str(kept / "sums")}
+    stack = Stack(Settings(home=tmp_path / "home"), environment=victims)
     with stack:
         town = Town(stack, people)
         try:

@@ -58,6 +58,7 @@ def test_the_demo_ends_with_a_recommender_and_nothing_running(tmp_path: Path) ->
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_ratings_are_learned(tmp_path: Path) -> None:
     data = os.environ.get("FEDRECON_DATA")

@@ -71,7 +71,9 @@ class Run:
 
 @pytest.fixture(scope="module", params=CASES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, people: People) -> Run:
-    films = compile_films(request.param, RATINGS.item_keys, 4, tmp_path_factory.mktemp("films") / "plan")
+    films = compile_films(
+        request.param, RATINGS.item_keys, 4, tmp_path_factory.mktemp("films") / "plan", titles=RATINGS.titles
+    )
     home: Path = tmp_path_factory.mktemp("stack") / "home"
     with Stack(Settings(home=home)) as stack:
         town = Town(stack, people)

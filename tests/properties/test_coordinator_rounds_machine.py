@@ -208,7 +208,7 @@ def _programs(count: int) -> settings:
     )
 
 
-Machine.TestCase.settings = _programs(200)
+Machine.TestCase.settings = _programs(120)
 LongMachine.TestCase.settings = _programs(2_000)
 test_rounds_and_their_twin_agree = Machine.TestCase
 test_rounds_and_their_twin_agree_for_long = pytest.mark.slow(LongMachine.TestCase)

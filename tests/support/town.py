@@ -90,6 +90,7 @@ class Town:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout=30)
+            assert not self._thread.is_alive(), "the fleet does not end"
         assert not self.failures, self.failures
 
     def task(self) -> admin.Task:

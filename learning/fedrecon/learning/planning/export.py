@@ -10,6 +10,7 @@ same function gives the same nodes every time.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import warnings
@@ -21,6 +22,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.onnx._internal import _lazy_import
 
 from fedrecon.learning.planning.simplification import simplify
 from fedrecon.learning.planning.translations import decompositions, rewriting
@@ -35,6 +37,11 @@ element_types: dict[torch.dtype, int] = {
     torch.int32: onnx.TensorProto.INT32,
     torch.bool: onnx.TensorProto.BOOL,
 }
+
+
+# Every export parses the source of some 500 translations, which takes longer than the rest of it: a graph in three.
+_apis: Any = _lazy_import.onnxscript_apis  # type: ignore[attr-defined]
+_apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
 
 
 class _Flat(nn.Module):

@@ -144,10 +144,10 @@ class Fleet:
         try:
             await asyncio.wait({stopped, *workers}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (stopped, *workers):
-                task.cancel()
-            ended = await asyncio.gather(*workers, return_exceptions=True)
+            stopped.cancel()
+            await _cancel(workers)
             await line.close()
+        ended = [worker.exception() for worker in workers if not worker.cancelled()]
         for error in ended:
             if isinstance(error, Exception):
                 raise error
@@ -184,3 +184,12 @@ class Fleet:
             if participation is None or participation.outcome is not Outcome.REJECTED:
                 return rest
             await asyncio.sleep(rest)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a library on the way may swallow one cancellation and go on."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_SILENT_SECONDS)
