@@ -17,7 +17,7 @@ from fedrecon.device_sdk.material import Material
 from fedrecon.device_sdk.plans import Plan, load_plan, read_checkpoint, rows_in_force
 from fedrecon.device_sdk.recommender import Recommender
 from fedrecon.device_sdk.runtime import Seeds, train
-from fedrecon.device_sdk.serving import recommend_from, reconstruct_from
+from fedrecon.device_sdk.serving import predict_from, recommend_from, reconstruct_from
 from fedrecon.inference.bundles import read_bundle as read_inference_bundle
 from fedrecon.inference.exporting import Origin, export
 from fedrecon.learning.model import FederatedModel
@@ -139,8 +139,12 @@ def test_the_exported_file_recommends_what_the_plan_does(compiled: Compiled, cou
     columns = compiled.examples(count) if count else {}
     found = recommender.recommend(columns, 5, exclude=["film-3"])
     material = Material(compiled.plan, compiled.checkpoint, compiled.items)
-    expected = recommend_from(material, columns, LocalWork(), 5, ["film-3"], exclude_seen=True)
+    local = reconstruct_from(material, columns, LocalWork())
+    expected = recommend_from(material, local, columns, 5, ["film-3"], exclude_seen=True)
     assert [each.key for each in found] == [each.key for each in expected]
     np.testing.assert_allclose([each.score for each in found], [each.score for each in expected], atol=1e-5)
-    for name, value in reconstruct_from(material, columns, LocalWork()).items():
+    candidates = {"item": ["film-3", "film-0"]}
+    scores = predict_from(material, local, candidates)
+    np.testing.assert_allclose(recommender.predict(columns, candidates), scores, atol=1e-5)
+    for name, value in local.items():
         np.testing.assert_allclose(recommender.reconstruct(columns)[name], value, atol=1e-5)

@@ -117,6 +117,10 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
     def Stat(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         raise AssertionError("a device knows the sizes of blobs from their references")
 
+    def Locate(self, request: Any, context: Any) -> LocateResponse:  # noqa: N802
+        self.note(request, context)
+        return LocateResponse(aggregator=self.assignment.aggregator)
+
     def Share(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         raise AssertionError("there are no shares under `trusted`")
 
@@ -380,13 +384,16 @@ async def test_a_device_believes_only_its_own_authority(plan: Any, *, asynchrono
 
 def test_a_forgotten_device_is_a_new_one(running: tuple[Services, str, grpc.Server], tmp_path: Path) -> None:
     services, target, _ = running
-    forgetting = device(target, home=tmp_path)
+    examples = store()
+    forgetting = device(target, home=tmp_path, examples=examples, locals_key=bytes(32))
     forgetting.participate()
+    forgetting.reconstruct()
     forgetting.forget()
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert len(forgetting.receipt()) == 0
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == []
+    assert (examples.count(), len(forgetting.receipt()), forgetting.history()) == (0, 0, ())
     with pytest.raises(NoModelError):
         forgetting.recommend(3)
+    examples.extend({"item": key, "rating": rating} for key, rating in RATINGS)
     forgetting.participate()
     keys = {
         message.credentials.device_key

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fedrecon.device_sdk.blob_cache import BlobCache
-from fedrecon.device_sdk.errors import FedreconError
+from fedrecon.device_sdk.errors import FedreconError, StorageFailedError
 from fedrecon.device_sdk.files import write_atomically
 from fedrecon.device_sdk.identity import device_key
-from fedrecon.device_sdk.memory import Memory
+from fedrecon.device_sdk.memory import Memory, Rest
 from fedrecon.v1.coordinator_pb2 import Assignment
 from fedrecon.wire.digests import digest_of
 
@@ -98,7 +98,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError("no space")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageFailedError, match="no space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
@@ -121,7 +121,8 @@ def test_a_damaged_device_key_is_not_replaced_in_silence(tmp_path: Path) -> None
 
 
 def test_a_remembered_assignment_has_no_round_token(tmp_path: Path) -> None:
-    Memory(tmp_path).keep(7, Assignment(session=b"s" * 16, round_token=b"secret token"))
+    Memory(tmp_path).keep_assignment(Assignment(session=b"s" * 16, round_token=b"secret token"))
+    Memory(tmp_path).keep_state(7, Rest())
     again = Memory(tmp_path)
     assert again.minimum_examples == 7
     assert again.assignment is not None

@@ -1,6 +1,5 @@
 """The example store: values are checked when they are added, order is that of time."""
 
-import sqlite3
 import stat
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrecon.device_sdk.errors import InvalidExampleError
-from fedrecon.device_sdk.examples import ExampleStore, FieldKind
+from fedrecon.device_sdk.errors import (
+    DamagedExamplesError,
+    InvalidExampleError,
+    StorageFailedError,
+    UnusablePlanError,
+)
+from fedrecon.device_sdk.example_fields import FieldKind
+from fedrecon.device_sdk.examples import ExampleStore
+from fedrecon.device_sdk.testing import toy_plan
 
+DAY = 86_400.0
 FIELDS: dict[str, FieldKind] = {"item": str, "rating": (0.5, 5.0)}
 
 
@@ -109,12 +116,94 @@ def test_cleared_examples_leave_no_trace_in_the_file(tmp_path: Path) -> None:
     assert b"a-very-private-key" not in path.read_bytes()
 
 
-def test_a_store_of_another_kind_of_file_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_set_aside_whole_and_the_next_store_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are notes and no database\n" * 100)
-    with pytest.raises(sqlite3.DatabaseError):
+    with pytest.raises(DamagedExamplesError, match=r"the file is now .*notes\.txt\.damaged") as raised:
         ExampleStore(path)
-    assert path.read_text().startswith("these are notes")
+    assert raised.value.advice
+    assert (tmp_path / "notes.txt.damaged").read_text().startswith("these are notes")
+    with ExampleStore(path, fields=FIELDS) as store:
+        store.add(item="a", rating=1.0)
+        assert store.count() == 1
+
+
+def test_a_store_that_was_damaged_on_disk_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "examples.db"
+    with ExampleStore(path, fields=FIELDS) as store:
+        store.extend({"item": f"film-{number}", "rating": 3.0} for number in range(500))
+    content = bytearray(path.read_bytes())
+    content[4096:12288] = b"\xff" * 8192
+    path.write_bytes(content)
+    with pytest.raises(DamagedExamplesError):
+        ExampleStore(path, fields=FIELDS)
+    with ExampleStore(path, fields=FIELDS) as store:
+        assert store.count() == 0
+        store.clear()
+    assert [each.name for each in tmp_path.iterdir()] == ["examples.db"]
+
+
+def test_examples_are_forgotten_also_where_their_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "examples.db"
+    with ExampleStore(path, fields=FIELDS) as store:
+        store.extend({"item": f"film-{number}", "rating": 3.0} for number in range(500))
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        store.clear()
+        assert store.count() == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["examples.db"]
+    assert b"film-1" not in path.read_bytes()
+
+
+def test_a_full_disk_adds_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    with ExampleStore(tmp_path / "examples.db", fields=FIELDS) as store:
+        store.add(item="a", rating=1.0)
+        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StorageFailedError, match="full") as raised:
+            store.extend({"item": "b" * 200, "rating": 1.0} for _ in range(200))
+        assert "make room" in raised.value.advice
+        assert store.columns()["item"].tolist() == ["a"]
+        store._connection.execute("PRAGMA max_page_count = 100000")
+        store.add(item="b", rating=2.0)
+        assert store.count() == 2
+
+
+def test_a_clock_that_is_wrong_by_a_year_and_put_right_loses_no_example() -> None:
+    now = [1_700_000_000.0]
+    with ExampleStore(":memory:", fields=FIELDS, maximum_age_seconds=30 * DAY, clock=lambda: now[0]) as store:
+        store.add(item="a", rating=1.0)
+        now[0] += 365 * DAY
+        assert store.count() == 0
+        assert store.columns() == {}
+        now[0] -= 365 * DAY
+        assert store.columns()["item"].tolist() == ["a"]
+        now[0] -= 365 * DAY
+        assert store.count() == 1
+
+
+def test_an_expired_example_is_gone_for_good_after_a_day() -> None:
+    now = [1_700_000_000.0]
+    with ExampleStore(":memory:", fields=FIELDS, maximum_age_seconds=30 * DAY, clock=lambda: now[0]) as store:
+        store.add(item="a", rating=1.0)
+        now[0] += 31 * DAY
+        assert store.count() == 0
+        now[0] += 1.1 * DAY
+        assert store.count() == 0
+        assert store._connection.execute("SELECT COUNT(*) FROM examples").fetchone() == (0,)
+
+
+def test_a_plan_says_what_an_example_holds(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(toy_plan().content)
+    with ExampleStore(":memory:", plan=manifest) as store:
+        store.add(item="film-1", rating=5.0)
+        with pytest.raises(InvalidExampleError, match="beyond its limits"):
+            store.add(item="film-1", rating=6.0)
+        with pytest.raises(InvalidExampleError, match="this store holds"):
+            store.add(item="film-1", stars=5.0)
+    manifest.write_text("{")
+    with pytest.raises(UnusablePlanError):
+        ExampleStore(":memory:", plan=manifest)
 
 
 def test_every_example_holds_as_many_numbers() -> None:

@@ -12,6 +12,8 @@ from fedrecon.device_sdk.session import SDK_VERSION
 
 def test_the_public_face_is_exactly_this() -> None:
     assert sdk.__all__ == [
+        "BackgroundJob",
+        "Conditions",
         "Device",
         "ExampleStore",
         "FedreconError",

@@ -199,7 +199,7 @@ def test_the_token_outlives_the_process_and_the_session_key_does_not(tmp_path: P
     memory.keep_enrolment(Enrolment(b"token", 5.0, 7.5))
     assignment = bundle.make_assignment(plan)
     assignment.session_key = SESSION_KEY
-    memory.keep(3, assignment)
+    memory.keep_assignment(assignment)
     again = Memory(tmp_path)
     assert again.enrolment == Enrolment(b"token", 5.0, 7.5)
     assert again.assignment is not None

@@ -6,6 +6,8 @@ The names in `__all__` are the public face; they import in a moment, and ONNX Ru
 are first needed.
 """
 
+from fedrecon.device_sdk.background import BackgroundJob
+from fedrecon.device_sdk.conditions import Conditions
 from fedrecon.device_sdk.device import Device
 from fedrecon.device_sdk.errors import FedreconError
 from fedrecon.device_sdk.examples import ExampleStore
@@ -14,6 +16,8 @@ from fedrecon.device_sdk.receipts import Receipt
 from fedrecon.device_sdk.recommender import Recommendation, Recommender
 
 __all__ = [
+    "BackgroundJob",
+    "Conditions",
     "Device",
     "ExampleStore",
     "FedreconError",

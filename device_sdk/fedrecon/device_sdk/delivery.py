@@ -10,15 +10,18 @@ happens after the acknowledgement changes nothing about the report.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fedrecon.device_sdk.calling import Line, Steps
-from fedrecon.device_sdk.errors import CallFailedError, TooLateError
+from fedrecon.device_sdk.errors import CallFailedError, StorageFailedError, TooLateError
 from fedrecon.device_sdk.masking import Masking
 from fedrecon.device_sdk.material import Material, Report
 from fedrecon.device_sdk.receipts import reveals_of_upload
 from fedrecon.device_sdk.requests import JOIN, SHARE, UNMASK, UPLOAD_STATUS, Compute, Method
+from fedrecon.device_sdk.unfinished import ACKNOWLEDGED, JOINING, Unfinished
 from fedrecon.v1.aggregator_pb2 import (
     GroupPhase,
     JoinRequest,
@@ -52,6 +55,9 @@ class Session:
         shape: its course, one character for each step.
         material: what the assignment names, once it is there.
         report: what is about to leave, once it is made.
+        unfinished: what a process that dies leaves of it; None if nothing is kept.
+        keep: keeps that on disk.
+        is_resumed: whether a process that died began it.
     """
 
     assignment: Assignment
@@ -60,6 +66,9 @@ class Session:
     shape: str = "-"
     material: Material | None = None
     report: Report | None = None
+    unfinished: Unfinished | None = None
+    keep: Callable[[Unfinished], None] | None = None
+    is_resumed: bool = False
 
     @property
     def is_acknowledged(self) -> bool:
@@ -74,6 +83,18 @@ class Session:
             session=self.assignment.session,
             round_token=self.assignment.round_token,
         )
+
+    def mark(self, progress: str, group: bytes = b"", aggregator: str = "") -> Steps[None]:
+        """Writes down how far it is, before it goes further.
+
+        Raises:
+            StorageFailedError: it cannot be written.
+        """
+        if self.unfinished is None or self.keep is None:
+            return
+        further, keep = self.unfinished.after(progress, group, aggregator), self.keep
+        yield Compute(lambda: keep(further))
+        self.unfinished = further
 
 
 def deliver(session: Session, vector: bytes) -> Steps[None]:
@@ -104,10 +125,12 @@ def deliver_masked(session: Session, vector: bytes, masking: Masking) -> Steps[N
     """
     proof, target = session.proof(), session.assignment.aggregator
     keys = masking.join_keys()
+    yield from session.mark(JOINING)
     ready = JoinRequest(proof=proof, share_key=keys.share_key, mask_key=keys.mask_key, key_signature=keys.key_signature)
     joined = yield from _await_phase(session, target, JOIN, ready, GroupPhase.GROUP_PHASE_JOINING)
     session.shape += "+"
     group, target = joined.group, joined.aggregator or target
+    yield from session.mark(JOINING, group, target)
     shares, commitment = yield Compute(lambda: masking.share(joined))
     given = ShareRequest(proof=proof, group=group, shares=shares, seed_commitment=commitment)
     shared = yield from _await_phase(session, target, SHARE, given, GroupPhase.GROUP_PHASE_SHARING)
@@ -156,7 +179,8 @@ def _upload(session: Session, target: str, group: bytes, vector: bytes) -> Steps
     while True:
         question = UploadStatusRequest(proof=session.proof(), group=group)
         status = yield from line.call(target, UPLOAD_STATUS, question)
-        if status.acknowledged and status.digest in {b"", digest}:
+        # A session that a process began which then died may have reported other bytes: those are its report.
+        if status.acknowledged and (session.is_resumed or status.digest in {b"", digest}):
             break
         if status.phase in PAST_UPLOADS:
             raise _went_on(status.phase)
@@ -179,6 +203,8 @@ def _upload(session: Session, target: str, group: bytes, vector: bytes) -> Steps
         else:
             break
     session.shape += "^"
+    with contextlib.suppress(StorageFailedError):  # then a process that dies now asks the aggregator
+        yield from session.mark(ACKNOWLEDGED)
 
 
 def _went_on(phase: GroupPhase.ValueType) -> TooLateError:

@@ -8,32 +8,44 @@ process; what left the device is on the receipt. What the app insists on (`trust
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
 from fedrecon.device_sdk.driving import Result, drive, run_blocking
-from fedrecon.device_sdk.errors import FedreconError, NoModelError, UnreachableError
+from fedrecon.device_sdk.errors import BusyError, FedreconError, OptedOutError, StorageFailedError
 from fedrecon.device_sdk.examples import ExampleSource
+from fedrecon.device_sdk.files import remove
 from fedrecon.device_sdk.floors import read_floors
+from fedrecon.device_sdk.history import DepartureLog, History
+from fedrecon.device_sdk.home_lock import sole_use
 from fedrecon.device_sdk.identity import device_key, public_bytes
-from fedrecon.device_sdk.material import Material, fetch_material
-from fedrecon.device_sdk.memory import Memory
-from fedrecon.device_sdk.participation import Participation
+from fedrecon.device_sdk.memory import Memory, Rest
+from fedrecon.device_sdk.participation import Outcome, Participation, rest_after
+from fedrecon.device_sdk.personal import PersonalModel
 from fedrecon.device_sdk.receipts import Receipt
-from fedrecon.device_sdk.recommender import Recommendation, Recommender
-from fedrecon.device_sdk.serving import fetch_recommender, recommend_from, reconstruct_from
+from fedrecon.device_sdk.recommender import Recommendation
 from fedrecon.device_sdk.session import Circumstances, Ending, take_part
 from fedrecon.device_sdk.speaking import Speaker
+from fedrecon.device_sdk.stopping import Stop, StoppableTransport
 from fedrecon.device_sdk.transport import AsyncTransport, BlockingTransport, Transport
 
 KEY_FILE, BLOBS_FOLDER = "device.key", "blobs"
+MEMORY_LIMIT_BYTES = 512 << 20
+FORGETTING_SECONDS = 10.0
+_LOOK_SECONDS = 0.02
+
+_log = logging.getLogger("fedrecon.device_sdk")
 
 
 class Device:
@@ -43,7 +55,7 @@ class Device:
         server: target of the coordinator, `host:port`.
         population: name of the app's population.
         examples: the user's examples.
-        home: folder for key, cache and memory; None keeps them in memory.
+        home: folder for key, cache, memory and history; None keeps them in memory.
         trusted_plans: public keys of publishers whose plans may run, hexadecimal; empty: any.
         secure_sum: `"required"`: an update leaves only under a secure sum; `"allowed"`: also in clear.
         min_group: smallest group that is joined.
@@ -55,8 +67,11 @@ class Device:
         recommender: a recommender file that ships with the app.
         inference: target of an Inference service that names the live recommender.
         task: task whose recommender is wanted; the last one taken part in if not given, else the population's name.
+        locals_key: 32 bytes under which reconstructed parameters are stored in `home`; None: they are never stored.
+        memory_limit_bytes: an assignment that needs more is refused before anything of it is fetched.
         cache: blobs, to be shared by devices of one process; its own in `home` if not given.
-        transport: for `participate_async`, to be shared by devices of one event loop; its own if not given.
+        transport: for `participate_async`, to be shared by devices of one event loop; its own if not given. A blocking
+            one, such as the fake of `fedrecon.device_sdk.testing`, serves every method.
         entropy: gives that many random bytes; only tests give another.
         patience: how long it goes on where a service does not answer.
 
@@ -85,11 +100,14 @@ class Device:
         recommender: str | Path | None = None,
         inference: str | None = None,
         task: str = "",
+        locals_key: bytes | None = None,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
         cache: BlobCache | None = None,
         transport: Transport | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
         patience: Patience | None = None,
     ) -> None:
+        self.memory_limit_bytes = memory_limit_bytes
         self._server = server
         self._population = population
         self._examples = examples
@@ -97,52 +115,85 @@ class Device:
         self._floors = read_floors(trusted_plans, secure_sum, min_group, min_contributors)
         self._authority = authority
         self._attest = attest
-        self._recommender_file = recommender
-        self._inference = inference
-        self._task = task
         self._cache = cache or BlobCache(home / BLOBS_FOLDER if home is not None else None)
         self._owns_cache = cache is None
         self._transport = transport
         self._entropy = entropy
         self._patience = patience or Patience()
         self._memory = Memory(home)
+        self._history = History(home)
+        self._model = PersonalModel(
+            examples,
+            self._memory,
+            self._fetch,
+            population=population,
+            file=recommender,
+            inference=inference,
+            task=task,
+            home=home,
+            key=locals_key,
+        )
         self._speaker: Speaker | None = None
-        self._recommender: Recommender | None = None
         self._receipt = Receipt()
+        self._in_use = threading.Lock()
+        self._stop = Stop()
 
     def participate(self) -> Participation:
-        """Takes part in training once, if the coordinator wants this device; waits until it is over.
+        """Takes part in training once, now, if the coordinator wants this device; waits until it is over.
+
+        A session that a process began which then died is ended first: done again where that is safe, else given up.
 
         Returns:
             How it ended. Failures of network, services and plans are outcomes, not exceptions.
+
+        Raises:
+            StorageFailedError: the home folder cannot be written to.
         """
-        with self._remembering():
-            return self._keep(self._block(take_part(self._circumstances())))
+        try:
+            with self._taking_part() as (known, stop):
+                return self._keep(self._block(take_part(known), stop), known)
+        except (BusyError, OptedOutError) as error:
+            return Participation(Outcome.NOT_NOW, error.reason, str(error))
 
     async def participate_async(self) -> Participation:
-        """Takes part in training once, like `participate`, without blocking the event loop."""
-        with self._remembering():
-            if self._transport is not None:
-                return self._keep(await drive(take_part(self._circumstances()), self._transport))
-            transport = AsyncTransport(self._authority)
-            try:
-                return self._keep(await drive(take_part(self._circumstances()), transport))
-            finally:
-                await transport.close()
+        """Takes part in training once, like `participate`, without blocking the event loop.
+
+        Cancelling the task stops it, also inside a graph; the next participation ends the session.
+        """
+        try:
+            with self._taking_part() as (known, stop):
+                if self._transport is not None:
+                    return self._keep(await drive(take_part(known), StoppableTransport(self._transport, stop)), known)
+                transport = AsyncTransport(self._authority)
+                try:
+                    return self._keep(await drive(take_part(known), StoppableTransport(transport, stop)), known)
+                finally:
+                    await transport.close()
+        except (BusyError, OptedOutError) as error:
+            return Participation(Outcome.NOT_NOW, error.reason, str(error))
+
+    def stop(self, why: str = "the app asked") -> None:
+        """Stops a participation that another thread runs, also within a step; nothing is lost by it.
+
+        Args:
+            why: for the participation's message.
+        """
+        self._stop.ask(why)
+
+    def rest_seconds(self) -> float:
+        """Returns how long the device is to wait before it takes part again, as it was told; kept in `home`."""
+        return self._memory.rest.seconds_left(time.time())
 
     def reconstruct(self) -> dict[str, NDArray[Any]]:
-        """Returns the user's local parameters by name, made now from all examples. They are for the app alone.
+        """Returns the user's local parameters by name, of all examples. They are for the app alone.
+
+        They are made once, and again when the examples or the model have changed.
 
         Raises:
             NoModelError: there is neither a recommender nor a plan.
             FedreconError: the model cannot be had or run.
         """
-        columns = self._examples.columns()
-        recommender = self._find_recommender()
-        if recommender is not None:
-            return dict(recommender.reconstruct(columns))
-        assignment, material = self._material()
-        return dict(reconstruct_from(material, columns, assignment.work))
+        return dict(self._model.reconstruct())
 
     def recommend(self, k: int, *, exclude_seen: bool = True, exclude: Iterable[str] = ()) -> list[Recommendation]:
         """Returns the best items for this user, best first; without examples, those for a new user.
@@ -156,41 +207,117 @@ class Device:
             NoModelError: there is neither a recommender nor a plan.
             FedreconError: the model cannot be had or run.
         """
-        columns = self._examples.columns()
-        recommender = self._find_recommender()
-        if recommender is not None:
-            return recommender.recommend(columns, k, exclude=exclude, exclude_seen=exclude_seen)
-        assignment, material = self._material()
-        return recommend_from(material, columns, assignment.work, k, exclude, exclude_seen=exclude_seen)
+        return self._model.recommend(k, exclude, exclude_seen=exclude_seen)
+
+    def predict(self, candidates: Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
+        """Returns what the model predicts for this user and each candidate, `[candidates, ...] float32`.
+
+        Args:
+            candidates: values by field, items by their keys, for example `{"item": ["1193", "661"]}`.
+
+        Raises:
+            UnknownItemsError: the model does not know one of the items.
+            NoModelError: there is neither a recommender nor a plan.
+            FedreconError: the model cannot be had or run.
+        """
+        return self._model.predict(candidates)
 
     def receipt(self) -> Receipt:
         """Returns all that left the device since its last participation began."""
         return self._receipt
 
+    def history(self) -> tuple[Participation, ...]:
+        """Returns the last hundred participations, the newest last, each with what left the device; kept in `home`."""
+        return self._history.read()
+
+    @property
+    def is_opted_out(self) -> bool:
+        """Whether the user takes no part; kept in `home`, also when all else is forgotten."""
+        return self._memory.is_opted_out
+
+    def opt_out(self) -> None:
+        """Takes no part from now on: what runs is stopped. Recommendations go on."""
+        self._memory.keep_opted_out(is_opted_out=True)
+        self.stop("the user opted out")
+
+    def opt_in(self) -> None:
+        """Takes part again."""
+        self._memory.keep_opted_out(is_opted_out=False)
+
     def forget(self) -> bool:
-        """Removes the device's key, its memory, its receipt and its own cache; the app's examples stay its own.
+        """Removes the user's examples, local parameters, history and receipt, the device's key, memory and own cache.
 
         A device that was enrolled asks the services first to forget its key and when it took part. The next
         participation is that of a new device. What was reported before cannot be called back: it is a part of sums.
+        Examples of a source of the app's own are removed by its method `clear`, if it has one.
 
         Returns:
             Whether the services hold nothing of this device any more. Without an answer from them all is removed here
             all the same, and what they hold is good for nothing without the key, and runs out.
+
+        Raises:
+            BusyError: another process takes part with the same home and does not end.
         """
-        is_forgotten = True
-        if self._memory.enrolment is not None:
+        self.stop("all is forgotten")
+        with self._waiting_for_home():
+            is_forgotten = True
+            if self._memory.enrolment is not None:
+                try:
+                    self._fetch(self._speaking().forget)
+                except FedreconError:
+                    is_forgotten = False
+            self._memory.clear()
+            self._model.forget()
+            self._history.clear()
+            DepartureLog(self._home).forget()
+            self._receipt, self._speaker = Receipt(), None
+            clear = getattr(self._examples, "clear", None)
+            if clear is not None:
+                clear()
+            if self._owns_cache:
+                self._cache.clear()
+            if self._home is not None:
+                remove(self._home / KEY_FILE)
+            return is_forgotten
+
+    @contextlib.contextmanager
+    def _taking_part(self) -> Iterator[tuple[Circumstances, Stop]]:
+        """Holds the home folder, and keeps the token that the device got, however its work ends."""
+        with self._holding_home():
+            self._stop = stop = Stop()
+            self._memory.read_again()
+            if self._memory.is_opted_out:
+                raise OptedOutError(f"the user takes no part in {self._population!r}")
             try:
-                self._fetch(self._speaking().forget)
-            except FedreconError:
-                is_forgotten = False
-        self._memory.clear()
-        self._receipt = Receipt()
-        self._speaker, self._recommender = None, None
-        if self._owns_cache:
-            self._cache.clear()
-        if self._home is not None:
-            (self._home / KEY_FILE).unlink(missing_ok=True)
-        return is_forgotten
+                yield self._circumstances(), stop
+            finally:
+                if self._speaker is not None:
+                    self._store(lambda: self._memory.keep_enrolment(self._speaking().enrolment))
+
+    @contextlib.contextmanager
+    def _holding_home(self) -> Iterator[None]:
+        if not self._in_use.acquire(blocking=False):
+            raise BusyError("this device takes part already")
+        try:
+            with sole_use(self._home) if self._home is not None else contextlib.nullcontext():
+                yield
+        finally:
+            self._in_use.release()
+
+    @contextlib.contextmanager
+    def _waiting_for_home(self) -> Iterator[None]:
+        deadline = time.monotonic() + FORGETTING_SECONDS
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._holding_home())
+                except BusyError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_LOOK_SECONDS)
+                else:
+                    break
+            yield
 
     def _circumstances(self) -> Circumstances:
         return Circumstances(
@@ -204,6 +331,10 @@ class Device:
             clock=time.monotonic,
             wall_clock=time.time,
             patience=self._patience,
+            memory_bytes=self.memory_limit_bytes,
+            unfinished=self._memory.unfinished,
+            keep_unfinished=self._memory.keep_unfinished if self._home is not None else None,
+            departures=DepartureLog(self._home),
         )
 
     def _speaking(self) -> Speaker:
@@ -213,55 +344,53 @@ class Device:
             self._speaker = Speaker(self._server, public_bytes(key), key.sign, self._attest, enrolment)
         return self._speaker
 
-    @contextlib.contextmanager
-    def _remembering(self) -> Iterator[None]:
-        """Keeps the token that the device got, however its work ends."""
+    def _keep(self, ending: Ending, known: Circumstances) -> Participation:
+        """Writes down how a participation ended; a full disk does not change that."""
+        now = time.time()
+        participation = replace(ending.participation, ended=now)
+        rest = Rest(now, now + rest_after(participation, self._entropy))
+        assignment = ending.assignment
+        if assignment is not None:
+            self._store(lambda: self._memory.keep_assignment(assignment))
+        self._store(lambda: self._memory.keep_state(ending.minimum_examples, rest))
+        self._store(lambda: self._history.add(participation))
+        self._store(lambda: self._memory.keep_unfinished(None))
+        if isinstance(known.departures, DepartureLog):
+            self._store(known.departures.forget)
+        self._receipt = participation.receipt
+        self._model.look_again()
+        _log.info(
+            "participation ended: outcome=%r reason=%s task=%s round=%d attempt=%d shape=%s bytes_sent=%d",
+            participation.outcome.value,
+            participation.reason,
+            participation.task,
+            participation.round,
+            participation.attempt,
+            participation.shape,
+            participation.receipt.bytes,
+        )
+        return participation
+
+    def _store(self, write: Callable[[], None]) -> None:
         try:
-            yield
-        finally:
-            self._memory.keep_enrolment(None if self._speaker is None else self._speaker.enrolment)
+            write()
+        except StorageFailedError as error:
+            _log.warning("something of a participation could not be stored: %s", error)
 
-    def _keep(self, ending: Ending) -> Participation:
-        self._memory.keep(ending.minimum_examples, ending.assignment)
-        self._receipt = ending.participation.receipt
-        if self._inference is not None:
-            self._recommender = None  # there may be a newer one
-        return ending.participation
-
-    def _block(self, core: Steps[Result]) -> Result:
-        """Runs a core with a blocking transport of its own."""
+    def _block(self, core: Steps[Result], stop: Stop) -> Result:
+        """Runs a core with a blocking transport."""
+        if isinstance(self._transport, BlockingTransport):
+            return run_blocking(drive(core, StoppableTransport(self._transport, stop)))
         transport = BlockingTransport(self._authority)
         try:
-            return run_blocking(drive(core, transport))
+            return run_blocking(drive(core, StoppableTransport(transport, stop)))
         finally:
             transport.close()
 
-    def _fetch(self, core: Callable[[Line], Steps[Result]]) -> Result:
+    def _fetch(self, core: Callable[[Line], Steps[Result]], /) -> Result:
         """Runs a core outside a participation, and keeps the receipt of what it sends."""
         line = Line(time.monotonic, time.time, self._entropy, self._patience, self._cache)
         try:
-            return self._block(core(line))
+            return self._block(core(line), Stop())
         finally:
             self._receipt = Receipt((*self._receipt, *line.departures))
-
-    def _find_recommender(self) -> Recommender | None:
-        """Returns the app's recommender file, or the live one of the Inference service; None if there is neither."""
-        if self._recommender is None and self._recommender_file is not None:
-            self._recommender = Recommender(self._recommender_file)
-        inference = self._inference
-        if self._recommender is None and inference is not None:
-            last = self._memory.assignment
-            task = self._task or (last.round.task if last is not None else self._population)
-            try:
-                self._recommender = self._fetch(lambda line: fetch_recommender(line, inference, task))
-            except UnreachableError:
-                if last is None:
-                    raise
-        return self._recommender
-
-    def _material(self) -> tuple[Any, Material]:
-        """Returns the last assignment with its plan and checkpoint."""
-        assignment = self._memory.assignment
-        if assignment is None:
-            raise NoModelError(f"this device of {self._population!r} has no recommender and never took part")
-        return assignment, self._fetch(lambda line: fetch_material(assignment, line))

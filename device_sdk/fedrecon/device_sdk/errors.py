@@ -102,7 +102,10 @@ class UnreachableError(FedreconError):
     """A service did not answer, however often it was asked."""
 
     reason = "UNREACHABLE"
-    default_advice = "check the network and the target, and take part again later: nothing is lost"
+    default_advice = (
+        "check the network, the target, and the device's clock (certificates have dates); take part again later: "
+        "nothing is lost"
+    )
 
 
 class FloorsNotMetError(FedreconError):
@@ -159,3 +162,60 @@ class SumRefusedError(FedreconError):
 
     reason = "SUM_REFUSED"
     default_advice = "what had not left stays here; tell the operator of the task if it happens again"
+
+
+class StoppedError(FedreconError):
+    """The app stopped what the device was doing."""
+
+    reason = "STOPPED"
+    default_advice = "nothing is lost: take part again when the device is free"
+
+
+class BusyError(FedreconError):
+    """Another participation of the same home folder is under way."""
+
+    reason = "BUSY"
+    default_advice = "wait until it has ended, or stop it: one home folder serves one process at a time"
+
+
+class OptedOutError(FedreconError):
+    """The user has opted out."""
+
+    reason = "OPTED_OUT"
+    default_advice = "take part again when the user agrees: `opt_in()`"
+
+
+class StorageFailedError(FedreconError):
+    """The device could not write a file; what was there before is there still."""
+
+    reason = "STORAGE_FAILED"
+    default_advice = "make room on the disk and check who may write there: what was stored before is whole"
+
+
+class DamagedExamplesError(FedreconError):
+    """The file of examples is no database, or a damaged one."""
+
+    reason = "DAMAGED_EXAMPLES"
+    default_advice = "open the store again: it begins with no examples"
+
+
+class TooLargeError(FloorsNotMetError):
+    """An assignment needs more memory than the app allows."""
+
+    reason = "TOO_LARGE"
+    default_advice = "nothing was fetched; raise the limit, or tell the operator of the task"
+
+
+class UnknownItemsError(FedreconError):
+    """Candidates name items that the model does not know.
+
+    Attributes:
+        keys: those items.
+    """
+
+    reason = "UNKNOWN_ITEMS"
+    default_advice = "leave them out: a later model may know them"
+
+    def __init__(self, message: str, advice: str = "", *, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message, advice)
+        self.keys = keys

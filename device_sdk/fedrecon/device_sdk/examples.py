@@ -3,27 +3,36 @@
 Items are named by the app's own keys; they become row numbers only when a model's vocabulary is known. Examples are
 kept in the order of their time, oldest first. Values are checked when they are added, so that a mistake shows in the
 app's own code and not in a round, months later.
+
+An example that is too old is not read from that moment on, and removed when the clock has said so for a day: a clock
+that is wrong by a year and put right soon costs nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrecon.device_sdk.errors import InvalidExampleError
+from fedrecon.device_sdk.errors import DamagedExamplesError, InvalidExampleError, StorageFailedError
+from fedrecon.device_sdk.example_fields import FieldKind, fields_of_plan
+from fedrecon.device_sdk.files import PRIVATE
 
-FieldKind = type[str] | type[float] | tuple[float, float]
+DAMAGED_SUFFIX = ".damaged"
+SURELY_EXPIRED_SECONDS = 86_400.0
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS examples (id INTEGER PRIMARY KEY, at REAL NOT NULL, content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS examples (
+  id INTEGER PRIMARY KEY, at REAL NOT NULL, content TEXT NOT NULL, expired REAL
+);
 CREATE INDEX IF NOT EXISTS examples_at ON examples (at, id);
 """
 
@@ -46,10 +55,17 @@ class ExampleStore:
     Args:
         path: the file, or `":memory:"`.
         fields: what an example holds, by name: `str` for a key of an item, `float` for a number (or a list of
-            numbers), `(minimum, maximum)` for a number within limits. Without it the first example decides.
+            numbers), `(minimum, maximum)` for a number within limits. Without it `plan` or the first example decides.
+        plan: a plan's `manifest.json`, whose fields an example holds.
         maximum: most examples kept; the oldest make room. None: no limit.
         maximum_age_seconds: examples older than this are forgotten. None: no limit.
         clock: Unix seconds.
+
+    Raises:
+        DamagedExamplesError: the file is no database, or a damaged one. It was set aside under another name: opened
+            again the store begins with no examples.
+        StorageFailedError: the file cannot be opened or written.
+        UnusablePlanError: the plan's manifest cannot be read.
 
     Example:
         >>> with ExampleStore(":memory:", fields={"item": str, "rating": (0.5, 5.0)}) as store:
@@ -63,22 +79,20 @@ class ExampleStore:
         path: str | Path,
         *,
         fields: Mapping[str, FieldKind] | None = None,
+        plan: Path | None = None,
         maximum: int | None = None,
         maximum_age_seconds: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if plan is not None:
+            fields = {**fields_of_plan(plan.read_bytes()), **(fields or {})}
         self._fields = dict(fields) if fields is not None else None
+        self._path = None if str(path) == ":memory:" else Path(path)
         self._maximum = maximum
         self._maximum_age = maximum_age_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        # Training reads from another thread; the lock keeps one at a time.
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        if str(path) != ":memory:":
-            Path(path).chmod(0o600)
-        self._connection.executescript(_SCHEMA)
-        first = self._connection.execute("SELECT content FROM examples ORDER BY id LIMIT 1").fetchone()
-        self._first: dict[str, Any] = json.loads(first[0]) if first else {}
+        self._connection, self._first = self._open()
 
     def add(self, *, when: float | None = None, **values: Any) -> None:
         """Adds an example.
@@ -98,7 +112,7 @@ class ExampleStore:
         Raises:
             InvalidExampleError: one of them does not fit.
         """
-        with self._lock:
+        with self._lock, self._blaming_the_file():
             rows = [self._row(dict(example)) for example in examples]
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -111,27 +125,36 @@ class ExampleStore:
 
     def count(self) -> int:
         """Returns how many examples there are."""
-        with self._lock:
+        with self._lock, self._blaming_the_file():
             self._trim()
-            (count,) = self._connection.execute("SELECT COUNT(*) FROM examples").fetchone()
+            (count,) = self._connection.execute("SELECT COUNT(*) FROM examples WHERE expired IS NULL").fetchone()
             return int(count)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Returns the values by field, oldest first; empty if there are no examples."""
-        with self._lock:
+        with self._lock, self._blaming_the_file():
             self._trim()
-            rows = self._connection.execute("SELECT content FROM examples ORDER BY at, id").fetchall()
+            rows = self._connection.execute(
+                "SELECT content FROM examples WHERE expired IS NULL ORDER BY at, id"
+            ).fetchall()
         if not rows:
             return {}
         contents = [json.loads(content) for (content,) in rows]
         return {name: np.array([content[name] for content in contents]) for name in contents[0]}
 
     def clear(self) -> None:
-        """Forgets all examples, also in the file's free pages."""
+        """Forgets all examples, also in the file's free pages, and also where the file is damaged."""
         with self._lock:
-            self._connection.execute("PRAGMA secure_delete = ON")
-            self._connection.execute("DELETE FROM examples")
-            self._connection.execute("VACUUM")
+            try:
+                with self._blaming_the_file():
+                    self._connection.execute("PRAGMA secure_delete = ON")
+                    self._connection.execute("DELETE FROM examples")
+                    self._connection.execute("VACUUM")
+            except DamagedExamplesError:
+                self._connection.close()
+                self._connection, self._first = self._open()
+            if self._path is not None:
+                set_aside(self._path).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes the file."""
@@ -144,11 +167,52 @@ class ExampleStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self) -> tuple[sqlite3.Connection, dict[str, Any]]:
+        """Opens the file, makes the table where there is none, and returns the connection and the first example."""
+        with self._blaming_the_file(), contextlib.ExitStack() as stack:
+            # Training reads from another thread; the lock keeps one at a time.
+            connection = sqlite3.connect(self._path or ":memory:", check_same_thread=False, isolation_level=None)
+            stack.callback(connection.close)
+            if self._path is not None:
+                self._path.chmod(PRIVATE)
+            connection.executescript(_SCHEMA)
+            if "expired" not in {column[1] for column in connection.execute("PRAGMA table_info(examples)")}:
+                connection.execute("ALTER TABLE examples ADD COLUMN expired REAL")  # made by an older version
+            (is_whole,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if is_whole != "ok":
+                raise sqlite3.DatabaseError(is_whole)
+            first = connection.execute("SELECT content FROM examples ORDER BY id LIMIT 1").fetchone()
+            values: dict[str, Any] = json.loads(first[0]) if first else {}
+            stack.pop_all()
+        return connection, values
+
+    @contextlib.contextmanager
+    def _blaming_the_file(self) -> Iterator[None]:
+        """Makes what SQLite and the operating system say a typed error, and sets a damaged file aside."""
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:  # full, read-only, or locked by another process
+            raise StorageFailedError(f"the examples in {self._path} cannot be read or written: {error}") from error
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            if self._path is None:
+                raise
+            aside = set_aside(self._path)
+            with contextlib.suppress(OSError):
+                self._path.replace(aside)
+            raise DamagedExamplesError(
+                f"the examples in {self._path} are damaged ({error}); the file is now {aside}"
+            ) from error
+
     def _trim(self) -> None:
+        execute = self._connection.execute
         if self._maximum_age is not None:
-            self._connection.execute("DELETE FROM examples WHERE at < ?", (self._clock() - self._maximum_age,))
+            now = self._clock()
+            oldest = now - self._maximum_age
+            execute("UPDATE examples SET expired = NULL WHERE expired IS NOT NULL AND at >= ?", (oldest,))
+            execute("UPDATE examples SET expired = ? WHERE expired IS NULL AND at < ?", (now, oldest))
+            execute("DELETE FROM examples WHERE expired < ?", (now - SURELY_EXPIRED_SECONDS,))
         if self._maximum is not None:
-            self._connection.execute(
+            execute(
                 "DELETE FROM examples WHERE id NOT IN (SELECT id FROM examples ORDER BY at DESC, id DESC LIMIT ?)",
                 (self._maximum,),
             )
@@ -182,6 +246,11 @@ class ExampleStore:
                 raise InvalidExampleError("an example without fields", "name at least one: add(item=..., rating=...)")
             self._fields = {name: str if isinstance(value, str) else float for name, value in pattern.items()}
         return self._fields
+
+
+def set_aside(path: Path) -> Path:
+    """Returns where a damaged file of examples is kept, until the user's examples are forgotten."""
+    return path.with_name(path.name + DAMAGED_SUFFIX)
 
 
 def _length(value: Any) -> int | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from fedrecon.device_sdk.errors import StorageFailedError
 
 PRIVATE = 0o600
 
@@ -17,7 +21,34 @@ def write_atomically(path: Path, content: bytes) -> None:
     Args:
         path: where; its folder is made if it is missing.
         content: all of it.
+
+    Raises:
+        StorageFailedError: the disk is full, or the folder may not be written to; what was there is there still.
     """
+    with blaming_the_disk(path):
+        _write(path, content)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+        StorageFailedError: it may not be removed.
+    """
+    with blaming_the_disk(path):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def blaming_the_disk(path: Path) -> Iterator[None]:
+    """Makes what the operating system says of a file a typed error."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailedError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".writing")
     try:

@@ -6,6 +6,7 @@ each: graphs of a plan are small, and a phone has other things to do. The runtim
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrecon.device_sdk.errors import UnusablePlanError
+from fedrecon.device_sdk.errors import StoppedError, UnusablePlanError
+from fedrecon.device_sdk.stopping import running
 from fedrecon.wire.digests import digest_of
 
 Value = TypeVar("Value")
@@ -79,6 +81,7 @@ class RunnableGraph:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self.name = name
+        self._run_options = onnxruntime.RunOptions
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -100,6 +103,7 @@ class RunnableGraph:
 
         Raises:
             UnusablePlanError: an input is missing or its shape does not fit.
+            StoppedError: what runs it was stopped, maybe inside the graph.
         """
         missing = self.input_types.keys() - feeds.keys()
         if missing:
@@ -107,9 +111,19 @@ class RunnableGraph:
         ready = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self.input_types.items()}
         # np.ascontiguousarray makes a scalar one-dimensional.
         ready = {name: value.reshape(np.shape(feeds[name])) for name, value in ready.items()}
+        stop, options = running.get(), self._run_options()
+
+        def terminate() -> None:
+            options.terminate = True
+
         try:
-            outputs = self._session.run(None, ready)
+            with stop.heard_by(terminate) if stop is not None else contextlib.nullcontext():
+                outputs = self._session.run(None, ready, options)
+        except StoppedError:
+            raise
         except Exception as error:
+            if stop is not None:
+                stop.check()
             shapes = {name: value.shape for name, value in ready.items()}
             raise UnusablePlanError(f"graph {self.name} failed on inputs of shapes {shapes}: {error}") from error
         return dict(zip(self.output_names, outputs, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -25,6 +26,10 @@ class Outcome(Enum):
     """The plan failed here, or a service refused; nothing was counted."""
     UNREACHABLE = "unreachable"
     """A service did not answer."""
+    STOPPED = "stopped"
+    """The app stopped it, or the process died before: the session was given up."""
+    NOT_NOW = "not now"
+    """Nothing was begun: the user has opted out, another participation is under way, or a condition is not met."""
 
 
 class Fate(Enum):
@@ -55,6 +60,7 @@ class Participation:
         examples: query examples behind the report.
         unknown_keys: keys of the examples that the model does not know; they were left out.
         receipt: all that left the device.
+        ended: Unix seconds, by the device's clock; 0 where nothing was begun.
     """
 
     outcome: Outcome
@@ -70,3 +76,26 @@ class Participation:
     examples: int = 0
     unknown_keys: tuple[str, ...] = ()
     receipt: Receipt = field(default_factory=Receipt, repr=False)
+    ended: float = 0.0
+
+
+TRANSIENT_REST_SECONDS = 15 * 60.0
+"""Rest where nobody told one and the next try may do better; a fifth up or down, as large fleets of phones do."""
+PERMANENT_REST_SECONDS = 4 * 3600.0
+"""Rest where nobody told one and the same is likely to happen again."""
+_SPREAD = 0.2
+_PERMANENT = frozenset({Outcome.FAILED, Outcome.REFUSED})
+
+
+def rest_after(participation: Participation, entropy: Callable[[int], bytes]) -> float:
+    """Returns how long a device rests, in seconds: as it was told, else by how it ended.
+
+    Args:
+        participation: what just ended.
+        entropy: gives that many random bytes: devices must not come back all at once.
+    """
+    if participation.retry_after_seconds is not None:
+        return participation.retry_after_seconds
+    rest = PERMANENT_REST_SECONDS if participation.outcome in _PERMANENT else TRANSIENT_REST_SECONDS
+    fraction = int.from_bytes(entropy(4), "little") / (1 << 32)
+    return rest * (1 - _SPREAD + 2 * _SPREAD * fraction)

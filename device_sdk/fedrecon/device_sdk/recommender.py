@@ -9,7 +9,7 @@ lies beside it as `NAME.items`. A user without examples is served too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.columns import FieldRule, map_examples
-from fedrecon.device_sdk.errors import UnusablePlanError
+from fedrecon.device_sdk.errors import UnknownItemsError, UnusablePlanError
 from fedrecon.device_sdk.graphs import RunnableGraph, runnable_graph
 from fedrecon.device_sdk.local_parameters import LocalParameters
-from fedrecon.wire.digests import DigestMismatchError, verify_digest
+from fedrecon.wire.digests import DigestMismatchError, digest_of, verify_digest
 from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
 
 FORMATS = ("1",)
 EXCLUDED, COUNT, ROWS, SCORES, LOCAL = "excluded", "k", "rows", "scores", "local/"
 ITEMS_SUFFIX = ".items"
+SHOWN_KEYS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Recommender:
     Attributes:
         task: name of the task that made it.
         round: the round of its checkpoint.
+        digest: digest of the file.
         items: its vocabulary.
 
     Raises:
@@ -70,7 +72,8 @@ class Recommender:
             if isinstance(file, bytes):
                 raise ValueError("a recommender given as bytes needs its items as bytes, too")
             items = Path(file).with_suffix(ITEMS_SUFFIX).read_bytes()
-        self._graph = runnable_graph(content, name)
+        self.digest = digest_of(content)
+        self._graph = runnable_graph(content, name, self.digest)
         metadata = self._graph.metadata
         if metadata.get("fedrecon.format") not in FORMATS:
             raise UnusablePlanError(
@@ -110,6 +113,32 @@ class Recommender:
             for row, score in zip(outputs[ROWS].tolist(), outputs[SCORES], strict=True)
         ]
 
+    def predict(self, columns: Mapping[str, Any], candidates: Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
+        """Returns what the model predicts for a user and each candidate.
+
+        Args:
+            columns: the user's examples by field, as for `recommend`.
+            candidates: the field of the items, with their keys.
+
+        Raises:
+            UnknownItemsError: a candidate is no item of the model, or one that was withdrawn.
+            UnusablePlanError: the candidates are not those of one field of items.
+        """
+        fields = {rule.name for rule in self._rules if rule.vocabulary}
+        if len(candidates) != 1 or not fields.issuperset(candidates):
+            raise UnusablePlanError(
+                f"the candidates have the fields {sorted(candidates)}; this file scores one of {sorted(fields)}",
+                'give the keys of the items by their field: {"item": [...]}',
+            )
+        (keys,) = ([str(key) for key in values] for values in candidates.values())
+        rows = self.items.rows_of(keys)
+        outputs = self._run(columns, len(self.items.keys), np.zeros(0, dtype=np.int64))
+        scored = dict(zip(outputs[ROWS].tolist(), outputs[SCORES].tolist(), strict=True))
+        unknown = [key for key, row in zip(keys, rows.tolist(), strict=True) if row not in scored]
+        if unknown:
+            raise unknown_items(tuple(dict.fromkeys(unknown)))
+        return np.array([scored[row] for row in rows.tolist()], dtype=np.float32)
+
     def reconstruct(self, columns: Mapping[str, Any]) -> LocalParameters:
         """Returns the user's local parameters; they stay in this process.
 
@@ -132,6 +161,12 @@ class Recommender:
         rows = dict.fromkeys(vocabularies, len(self.items.keys))
         mapped = map_examples(self._rules, arrays, vocabularies, rows)
         return self._graph.run({**mapped.columns, EXCLUDED: excluded, COUNT: np.array([k], dtype=np.int64)})
+
+
+def unknown_items(keys: tuple[str, ...]) -> UnknownItemsError:
+    """Returns the error that names items which a model does not know."""
+    shown = ", ".join(map(repr, keys[:SHOWN_KEYS])) + (", ..." if len(keys) > SHOWN_KEYS else "")
+    return UnknownItemsError(f"the model does not know {len(keys)} of the candidates: {shown}", keys=keys)
 
 
 def _keys(rules: Iterable[FieldRule], columns: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ The way without a recommender file: slower to start, the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedrecon.device_sdk.errors import UnreachableError, UnusablePlanError
 from fedrecon.device_sdk.local_parameters import LocalParameters
 from fedrecon.device_sdk.material import Material
 from fedrecon.device_sdk.plans import rows_in_force
-from fedrecon.device_sdk.recommender import Recommendation, Recommender
+from fedrecon.device_sdk.recommender import Recommendation, Recommender, unknown_items
 from fedrecon.device_sdk.requests import GET_RECOMMENDER
 from fedrecon.device_sdk.runtime import reconstruct, score
 from fedrecon.v1 import plan_pb2
@@ -44,8 +44,8 @@ def reconstruct_from(material: Material, columns: Mapping[str, NDArray[Any]], wo
 
 def recommend_from(
     material: Material,
+    local: LocalParameters,
     columns: Mapping[str, NDArray[Any]],
-    work: LocalWork,
     k: int,
     exclude: Iterable[str],
     *,
@@ -65,7 +65,6 @@ def recommend_from(
         )
     (item,) = inputs
     items = material.vocabularies[item.vocabulary]
-    local = reconstruct_from(material, columns, work)
     count = min(rows_in_force(manifest, material.checkpoint)[item.vocabulary], len(items.keys))
     scores = score(material.plan, material.checkpoint, local, {item.name: np.arange(count, dtype=np.int64)})
     seen = columns.get(item.name, ()) if exclude_seen else ()
@@ -76,6 +75,27 @@ def recommend_from(
     ranked = np.argsort(-scores, kind="stable")
     best = ranked[allowed[ranked]][:k]
     return [Recommendation(items.keys[row], items.title_of(row), float(scores[row])) for row in best.tolist()]
+
+
+def predict_from(
+    material: Material, local: LocalParameters, candidates: Mapping[str, Sequence[Any]]
+) -> NDArray[np.float32]:
+    """Returns what a plan predicts for a user and each candidate.
+
+    Raises:
+        UnknownItemsError: a candidate names an item that the checkpoint has no row for.
+        UnusablePlanError: the candidates lack a field that the plan predicts from, or hold a number that it refuses.
+    """
+    manifest = material.plan.manifest
+    rules = [rule_of(field) for field in manifest.fields if field.role == plan_pb2.FIELD_ROLE_INPUT]
+    columns = {name: np.asarray(values) for name, values in candidates.items()}
+    count = len(next(iter(columns.values()), ()))
+    mapped = map_examples(rules, columns, material.vocabularies, rows_in_force(manifest, material.checkpoint))
+    if mapped.unknown_keys:
+        raise unknown_items(mapped.unknown_keys)
+    if mapped.left_out:
+        raise UnusablePlanError(f"{mapped.left_out} of {count} candidates do not fit: {'; '.join(mapped.unfit)}")
+    return score(material.plan, material.checkpoint, local, mapped.columns)
 
 
 def fetch_recommender(line: Line, target: str, task: str) -> Steps[Recommender]:

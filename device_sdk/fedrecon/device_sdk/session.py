@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
@@ -18,29 +18,29 @@ from fedrecon.device_sdk.delivery import Session, deliver, deliver_masked
 from fedrecon.device_sdk.errors import (
     CallFailedError,
     FedreconError,
-    FloorsNotMetError,
-    TooFewExamplesError,
+    TooLargeError,
     TooLateError,
-    UnreachableError,
     UnusablePlanError,
 )
 from fedrecon.device_sdk.examples import ExampleSource
+from fedrecon.device_sdk.finishing import ending_of, finish, give_up, milliseconds, seconds_within
 from fedrecon.device_sdk.floors import Floors, verify_assignment
 from fedrecon.device_sdk.masking import Masking
 from fedrecon.device_sdk.material import Report, fetch_material, make_report
 from fedrecon.device_sdk.neighbourhood import MaskTerms
-from fedrecon.device_sdk.participation import Fate, Outcome, Participation
-from fedrecon.device_sdk.requests import CHECK_IN, FINISH_SESSION, Compute, Sleep
+from fedrecon.device_sdk.participation import Outcome, Participation
+from fedrecon.device_sdk.receipts import Departure
+from fedrecon.device_sdk.requests import CHECK_IN, Compute, Sleep
 from fedrecon.device_sdk.restricting import verify_contributors
 from fedrecon.device_sdk.runtime import Seeds
 from fedrecon.device_sdk.speaking import Speaker
-from fedrecon.v1 import coordinator_pb2, task_pb2
+from fedrecon.device_sdk.unfinished import BEGUN, Unfinished
+from fedrecon.v1 import task_pb2
 from fedrecon.v1.common_pb2 import Credentials, RetryWindow, RetryWindows
 from fedrecon.v1.coordinator_pb2 import (
     Assignment,
     CheckInRequest,
     CheckInResponse,
-    FinishSessionRequest,
     RejectionReason,
     SessionOutcome,
 )
@@ -50,15 +50,11 @@ from fedrecon.wire.keystream import SEED_BYTES
 SDK_VERSION = "0.1.0"
 CHECK_IN_SECONDS = 45.0  # the coordinator waits up to 30 s for its selection
 SHORTEST_TICKET_SECONDS = 1.0  # nobody makes a device call without end
+HELD_COPIES = 3  # of a checkpoint: its file, its arrays, the report
 LONGEST_TICKET_SECONDS = 3600.0  # whoever asks earlier than the ticket says keeps its place
 
 # Refusals that mean: the round or the group went on without this report.
 LATE_REASONS = frozenset({"GROUP_FULL", "ROUND_CLOSED", "TOKEN_EXPIRED", "UNKNOWN_GROUP", "UNKNOWN_ROUND"})
-_FATES = {
-    coordinator_pb2.REPORT_FATE_PENDING: Fate.PENDING,
-    coordinator_pb2.REPORT_FATE_COUNTED: Fate.COUNTED,
-    coordinator_pb2.REPORT_FATE_VOID: Fate.VOID,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +72,10 @@ class Circumstances:
         clock: seconds; only differences matter.
         wall_clock: Unix seconds, for the receipt.
         patience: how long to go on trying.
+        memory_bytes: how much a participation may hold; None: any amount.
+        unfinished: the session of a process that died before it ended.
+        keep_unfinished: keeps a session on disk while it lasts; None where nothing is kept.
+        departures: takes every departure before it happens; may begin with those of a process that died.
     """
 
     population: str
@@ -88,6 +88,10 @@ class Circumstances:
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     patience: Patience
+    memory_bytes: int | None = None
+    unfinished: Unfinished | None = None
+    keep_unfinished: Callable[[Unfinished], None] | None = None
+    departures: list[Departure] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,9 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
     """
     known = circumstances
     seeds = Seeds(known.entropy(SEED_BYTES), known.entropy(SEED_BYTES), known.entropy(SEED_BYTES))
-    line = Line(known.clock, known.wall_clock, known.entropy, known.patience, known.cache)
+    line = Line(known.clock, known.wall_clock, known.entropy, known.patience, known.cache, departures=known.departures)
+    if known.unfinished is not None:
+        return (yield from _go_on(known, known.unfinished, line, seeds))
     count = known.examples.count()
     if count < max(known.minimum_examples, 1):
         message = f"{count} examples; the tasks of {known.population!r} need {max(known.minimum_examples, 1)}"
@@ -124,10 +130,10 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
     try:
         answer = yield from _check_in(known, line)
     except FedreconError as error:
-        outcome = Outcome.UNREACHABLE if isinstance(error, UnreachableError) else Outcome.FAILED
+        outcome, _ = ending_of(error, "")
         window = error.retry_milliseconds if isinstance(error, CallFailedError) else None
         participation = Participation(
-            outcome, error.reason, str(error), _seconds_within(window, line), receipt=line.receipt
+            outcome, error.reason, str(error), seconds_within(window, line), receipt=line.receipt
         )
         return Ending(participation, known.minimum_examples)
     if answer.WhichOneof("answer") != "assignment":
@@ -136,16 +142,42 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
             Outcome.REJECTED,
             _word_for(rejection.reason),
             rejection.message,
-            _seconds_within(_milliseconds(answer.retry_windows.rejected), line),
+            seconds_within(milliseconds(answer.retry_windows.rejected), line),
             receipt=line.receipt,
         )
         return Ending(participation, answer.minimum_examples)
-    session = Session(answer.assignment, Credentials(device_key=known.speaker.device_key), line)
-    line.session_key = answer.assignment.session_key
+    session = _session(known, answer.assignment, line)
     line.deadline = known.clock() + answer.assignment.report_within_milliseconds / 1000
+    accepted = answer.retry_windows.accepted
+    session.unfinished = Unfinished(
+        answer.assignment.SerializeToString(),
+        known.wall_clock(),
+        retry_milliseconds=(accepted.min_milliseconds, accepted.max_milliseconds),
+    )
     participation = yield from _work(known, session, seeds, answer.retry_windows)
     assignment = answer.assignment if session.material is not None else None
     return Ending(participation, answer.minimum_examples, assignment)
+
+
+def _session(known: Circumstances, assignment: Assignment, line: Line) -> Session:
+    line.session_key = assignment.session_key
+    credentials = Credentials(device_key=known.speaker.device_key)
+    return Session(assignment, credentials, line, keep=known.keep_unfinished)
+
+
+def _go_on(known: Circumstances, unfinished: Unfinished, line: Line, seeds: Seeds) -> Steps[Ending]:
+    """Ends the session of a process that died: does its work again where that is safe, else gives it up."""
+    assignment, now = unfinished.read_assignment(), known.wall_clock()
+    session = _session(known, assignment, line)
+    session.unfinished, session.is_resumed = unfinished, True
+    earliest, latest = unfinished.retry_milliseconds
+    windows = RetryWindows(accepted=RetryWindow(min_milliseconds=earliest, max_milliseconds=latest))
+    if unfinished.can_resume(now):
+        line.deadline = known.clock() + unfinished.seconds_left(now)
+        participation = yield from _work(known, session, seeds, windows)
+    else:
+        participation = yield from give_up(known.speaker.coordinator, session, unfinished, windows)
+    return Ending(participation, known.minimum_examples, None if session.material is None else assignment)
 
 
 def _word_for(reason: RejectionReason.ValueType) -> str:
@@ -176,75 +208,21 @@ def _check_in(known: Circumstances, line: Line) -> Steps[CheckInResponse]:
 
 def _work(known: Circumstances, session: Session, seeds: Seeds, windows: RetryWindows) -> Steps[Participation]:
     """Does what the assignment asks, ends the session, and says how it went."""
-    outcome, ending, reason, message = Outcome.UPLOADED, coordinator_pb2.SESSION_OUTCOME_UPLOADED, "", ""
+    outcome, ending, failure = Outcome.UPLOADED, SessionOutcome.SESSION_OUTCOME_UPLOADED, None
     try:
         yield from _compute_and_report(known, session, seeds)
     except FedreconError as error:
         if not session.is_acknowledged:  # what fails after that is the sum's, not the report's
-            outcome, ending = _ending_of(error, session)
-        reason, message = error.reason, str(error)
+            outcome, ending = ending_of(error, session.shape)
+        failure = error
         session.shape += "#" if outcome is Outcome.TOO_LATE else "!"
-    session.line.deadline = None
-    fate = Fate.NONE
-    request = FinishSessionRequest(
-        credentials=session.credentials,
-        session=session.assignment.session,
-        round=session.assignment.round,
-        round_token=session.assignment.round_token,
-        outcome=ending,
-        shape=session.shape,
-    )
-    try:
-        finished = yield from session.line.call(known.speaker.coordinator, FINISH_SESSION, request)
-    except FedreconError as error:
-        message = message or f"the report was acknowledged, but the session could not be ended: {error}"
-        fate = Fate.PENDING if outcome is Outcome.UPLOADED else Fate.NONE
-    else:
-        windows = finished.retry_windows if finished.HasField("retry_windows") else windows
-        fate = _FATES.get(finished.fate, Fate.NONE)
-    participation = Participation(
-        outcome,
-        reason,
-        message,
-        _seconds_within(_milliseconds(windows.accepted), session.line),
-        task=session.assignment.round.task,
-        round=session.assignment.round.round,
-        attempt=session.assignment.round.attempt,
-        session=session.assignment.session.hex(),
-        shape=session.shape,
-        fate=fate,
-        receipt=session.line.receipt,
-    )
-    if session.report is None:
-        return participation
-    return replace(participation, examples=session.report.examples, unknown_keys=session.report.unknown_keys)
-
-
-def _ending_of(error: FedreconError, session: Session) -> tuple[Outcome, SessionOutcome.ValueType]:
-    """Returns how an error ends a session: for the app, and for the coordinator."""
-    timeout = (
-        coordinator_pb2.SESSION_OUTCOME_UPLOAD_TIMEOUT
-        if "]" in session.shape
-        else coordinator_pb2.SESSION_OUTCOME_LOCAL_TIMEOUT
-    )
-    match error:
-        case FloorsNotMetError():
-            ending = Outcome.REFUSED, coordinator_pb2.SESSION_OUTCOME_REFUSED
-        case TooFewExamplesError():
-            ending = Outcome.TOO_FEW_EXAMPLES, coordinator_pb2.SESSION_OUTCOME_NOT_ELIGIBLE
-        case TooLateError(reason="TOO_LATE"):  # its own clock says so, no service
-            ending = Outcome.TOO_LATE, timeout
-        case TooLateError():
-            ending = Outcome.TOO_LATE, coordinator_pb2.SESSION_OUTCOME_TOO_LATE
-        case UnreachableError():
-            ending = Outcome.UNREACHABLE, timeout
-        case _:
-            ending = Outcome.FAILED, coordinator_pb2.SESSION_OUTCOME_LOCAL_FAILED
-    return ending
+    return (yield from finish(known.speaker.coordinator, session, outcome, ending, windows, failure))
 
 
 def _compute_and_report(known: Circumstances, session: Session, seeds: Seeds) -> Steps[None]:
     verify_assignment(session.assignment, known.floors)
+    _verify_size(session.assignment, known.memory_bytes)
+    yield from session.mark(BEGUN)
     with _blaming_the_plan():
         session.material = yield from fetch_material(session.assignment, session.line)
     session.shape += "v"
@@ -274,6 +252,17 @@ def _compute_and_report(known: Circumstances, session: Session, seeds: Seeds) ->
         raise
 
 
+def _verify_size(assignment: Assignment, memory_bytes: int | None) -> None:
+    """Raises if what an assignment announces is more than the app allows, before any of it is fetched."""
+    named = [assignment.plan, assignment.checkpoint, *assignment.vocabularies.values(), *assignment.row_sets.values()]
+    needed = HELD_COPIES * sum(reference.size for reference in named)
+    if memory_bytes is not None and needed > memory_bytes:
+        raise TooLargeError(
+            f"plan, checkpoint and what belongs to them need about {needed >> 20} MiB; "
+            f"the app allows {memory_bytes >> 20} MiB"
+        )
+
+
 @contextlib.contextmanager
 def _blaming_the_plan() -> Iterator[None]:
     """Makes what plan, checkpoint and task raise by their content an outcome: whoever wrote them, the app did not."""
@@ -299,18 +288,3 @@ def _masking(known: Circumstances, session: Session, report: Report) -> Masking:
         minimum_group=assignment.secure_sum.minimum_group,
     )
     return Masking(known.entropy, known.speaker.sign, known.floors.minimum_group, terms)
-
-
-def _milliseconds(window: RetryWindow) -> tuple[int, int] | None:
-    """Returns a window's limits, or None where the message is empty."""
-    if not window.max_milliseconds:
-        return None
-    return window.min_milliseconds, window.max_milliseconds
-
-
-def _seconds_within(window: tuple[int, int] | None, line: Line) -> float | None:
-    """Returns a moment drawn uniformly from a retry window, in seconds from now."""
-    if window is None:
-        return None
-    earliest, latest = window
-    return (earliest + line.fraction() * max(latest - earliest, 0)) / 1000

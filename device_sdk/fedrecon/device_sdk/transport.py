@@ -8,7 +8,6 @@ for each target. Errors become `CallFailedError` with the reason and advice that
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -96,6 +95,7 @@ class BlockingTransport:
         self._authority = authority
         self._channels: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._interrupted = threading.Event()
 
     def _channel(self, target: str) -> Any:
         import grpc
@@ -152,7 +152,12 @@ class BlockingTransport:
 
     async def sleep(self, seconds: float) -> None:
         """Waits."""
-        time.sleep(seconds)  # noqa: ASYNC251 - blocking is what this transport is for
+        self._interrupted.wait(seconds)
+
+    def interrupt(self) -> None:
+        """Ends the call or wait of another thread, and every further wait; a further call connects anew."""
+        self._interrupted.set()
+        self.close()
 
     def close(self) -> None:
         """Closes the channels."""
