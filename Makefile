@@ -2,6 +2,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WEB := device_sdk/web
 ROOMS := aggregator benchmarks coordinator datasets device_sdk inference learning ops protos
 
 DATA ?=
@@ -29,6 +30,17 @@ $(VENV)/.installed: pyproject.toml device_sdk/pyproject.toml device_sdk/hatch_bu
 proto: ## Compile the protos again after a change
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e ./device_sdk
 
+.PHONY: web
+web: $(WEB)/dist/fedrecon.js ## Build the web SDK: a bundle and ONNX Runtime's WebAssembly, for any page
+
+$(WEB)/node_modules/.installed: $(WEB)/package.json $(WEB)/package-lock.json
+	@command -v npm > /dev/null || { echo "The web SDK needs node 20 and npm. Debian: apt-get install nodejs npm"; exit 1; }
+	cd $(WEB) && npm ci --ignore-scripts --loglevel error
+	@touch $@
+
+$(WEB)/dist/fedrecon.js: $(WEB)/node_modules/.installed $(WEB)/build.mjs $(wildcard $(WEB)/tsconfig*.json $(WEB)/src/*.ts)
+	cd $(WEB) && npm run --silent check && npm run --silent build
+
 .PHONY: format
 format: setup ## Format the code
 	$(BIN)/ruff format .
@@ -44,7 +56,7 @@ check: setup ## Lint, types, import rules, contract
 
 .PHONY: test
 test: setup ## Run the tests (a few minutes)
-	$(BIN)/pytest -m 'not slow' -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
+	$(BIN)/pytest -m 'not slow and not browser' -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take longer
@@ -57,6 +69,11 @@ test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
 .PHONY: test-fuzz
 test-fuzz: setup ## Bend every message of the contract (10 minutes): N=inputs SEED=n
 	@PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(if $(N),--inputs $(N)) $(if $(SEED),--seed $(SEED))
+
+.PHONY: test-browser
+test-browser: setup web ## Hold the web SDK to the known answers, in node and in headless Chromium
+	cd $(WEB) && npm run --silent test
+	$(BIN)/pytest -m browser tests/browser
 
 .PHONY: bench
 bench: setup ## Measure what is promised
@@ -87,6 +104,6 @@ up: setup ## Run a local stack until Ctrl-C
 
 .PHONY: clean
 clean: ## Remove what was built, and the local stack's data
-	rm -rf $(VENV) .peers .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) $(WEB)/node_modules $(WEB)/dist .peers .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f protos/fedrecon/v1/*_pb2*

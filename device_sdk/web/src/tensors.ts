@@ -1,0 +1,69 @@
+/**
+ * Checkpoints: safetensors files (https://github.com/huggingface/safetensors), read.
+ *
+ * 8 bytes of little-endian header length, a JSON header, then the data.
+ */
+
+import type { Bytes } from "./digests.js";
+import { UnusablePlanError } from "./errors.js";
+import { type Elements, type ElementType, product, type Values } from "./values.js";
+
+const LENGTH_BYTES = 8;
+
+interface Entry {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly data_offsets: readonly [number, number];
+}
+
+interface Stored {
+  readonly type: ElementType;
+  readonly bytes: number;
+  readonly elements: new (buffer: ArrayBuffer) => Elements;
+}
+
+const storedTypes: Readonly<Record<string, Stored>> = {
+  F32: { type: "float32", bytes: 4, elements: Float32Array },
+  I64: { type: "int64", bytes: 8, elements: BigInt64Array },
+  I32: { type: "int32", bytes: 4, elements: Int32Array },
+  BOOL: { type: "bool", bytes: 1, elements: Uint8Array },
+};
+
+/** Returns the arrays of a safetensors file by name. */
+export function readSafetensors(content: Bytes): ReadonlyMap<string, Values> {
+  if (content.length < LENGTH_BYTES) {
+    throw new UnusablePlanError(`${content.length} bytes are no safetensors file: the header length is cut off`);
+  }
+  const length = Number(new DataView(content.buffer, content.byteOffset).getBigUint64(0, true));
+  const start = LENGTH_BYTES + length;
+  let header: Record<string, Entry>;
+  try {
+    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(content.subarray(LENGTH_BYTES, start)));
+  } catch (error) {
+    throw new UnusablePlanError(`the safetensors header is no JSON: ${String(error)}`);
+  }
+  const tensors = new Map<string, Values>();
+  for (const [name, entry] of Object.entries(header)) {
+    if (name !== "__metadata__") {
+      tensors.set(name, readTensor(name, entry, content, start));
+    }
+  }
+  return tensors;
+}
+
+function readTensor(name: string, entry: Entry, content: Bytes, start: number): Values {
+  const stored = storedTypes[entry?.dtype];
+  if (stored === undefined) {
+    throw new UnusablePlanError(`tensor ${name} has type ${entry?.dtype}, which this version does not read`);
+  }
+  const [begin, end] = entry.data_offsets;
+  if (!(begin >= 0 && start + end <= content.length && end - begin === product(entry.shape) * stored.bytes)) {
+    throw new UnusablePlanError(
+      `tensor ${name}: [${entry.shape}] ${entry.dtype} does not fit bytes ${begin} to ${end} of a file with ` +
+        `${content.length - start} bytes of data; the file is cut off or damaged`,
+    );
+  }
+  // A copy begins at an address that the elements may have.
+  const bytes = content.slice(start + begin, start + end);
+  return { type: stored.type, dims: entry.shape, data: new stored.elements(bytes.buffer) };
+}
