@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from fedrecon.device_sdk.files import write_atomically
+from fedrecon.device_sdk.files import blaming_the_disk, write_atomically
 from fedrecon.wire.digests import digest_of
 
 MEMORY_BYTES = 64 << 20
@@ -44,7 +44,11 @@ class BlobCache:
         self._lock = threading.Lock()
 
     def read(self, digest: bytes) -> bytes | None:
-        """Returns a blob, or None where it is not here or its file is damaged."""
+        """Returns a blob, or None where it is not here or its file is damaged.
+
+        Raises:
+            StorageFailedError: the disk fails.
+        """
         path = self._folder / digest.hex() if self._folder is not None else None
         if path is not None:
             with contextlib.suppress(OSError):  # the file's time says when it was used
@@ -55,13 +59,14 @@ class BlobCache:
                 return content
         if path is None:
             return None
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if digest_of(content) != digest:
-            path.unlink(missing_ok=True)
-            return None
+        with blaming_the_disk(path):
+            try:
+                content = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if digest_of(content) != digest:
+                path.unlink(missing_ok=True)
+                return None
         self._remember(digest, content)
         return content
 

@@ -45,7 +45,7 @@ def blaming_the_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageFailedError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise StorageFailedError(f"{path} cannot be read or written: {error.strerror or error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:
