@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from fedrecon.device_sdk.files import blaming_the_disk, write_atomically
+from fedrecon.device_sdk.files import blaming_the_disk, remove, write_atomically
 from fedrecon.wire.digests import digest_of
 
 MEMORY_BYTES = 64 << 20
@@ -59,14 +59,12 @@ class BlobCache:
                 return content
         if path is None:
             return None
-        with blaming_the_disk(path):
-            try:
-                content = path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            if digest_of(content) != digest:
-                path.unlink(missing_ok=True)
-                return None
+        content = _content_of(path)
+        if content is None:
+            return None
+        if digest_of(content) != digest:
+            remove(path)
+            return None
         self._remember(digest, content)
         return content
 
@@ -82,9 +80,7 @@ class BlobCache:
         """Returns what an unfinished transfer left: the blob's first bytes, not yet checked as a whole."""
         if self._folder is None:
             return self._partial.get(digest, b"")
-        with contextlib.suppress(FileNotFoundError):
-            return (self._folder / f"{digest.hex()}.part").read_bytes()
-        return b""
+        return _content_of(self._folder / f"{digest.hex()}.part") or b""
 
     def keep_partial(self, digest: bytes, content: bytes) -> None:
         """Keeps the first bytes of a blob for a later transfer; empty bytes remove them."""
@@ -108,8 +104,9 @@ class BlobCache:
     def recall(self, name: str) -> bytes | None:
         """Returns a note, or None."""
         if self._folder is not None:
-            with contextlib.suppress(FileNotFoundError):
-                return (self._folder / f"{digest_of(name.encode()).hex()}.note").read_bytes()
+            kept = _content_of(self._folder / f"{digest_of(name.encode()).hex()}.note")
+            if kept is not None:
+                return kept
         return self._notes.get(name)
 
     def claim(self, digest: bytes) -> bool:
@@ -163,3 +160,12 @@ class BlobCache:
             if path.name != newest:
                 path.unlink(missing_ok=True)
                 held -= size
+
+
+def _content_of(path: Path) -> bytes | None:
+    """Returns a file's content, or None where there is none."""
+    with blaming_the_disk(path):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
