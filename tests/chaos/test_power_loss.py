@@ -13,7 +13,7 @@ import pytest
 
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.local_blobs import LocalBlobs
-from fedrecon.ops.sealing import SealedFolder
+from fedrecon.ops.sealing import SealedBlobs
 from fedrecon.v1.aggregator_pb2 import CloseRequest
 from fedrecon.wire.digests import digest_of
 from support.aggregator_sample import ROUND, Device, make_device, merging, opened, running, total_of
@@ -45,7 +45,7 @@ def put_blobs(root: Path, acknowledged: list[bytes]) -> None:
 
 
 def put_sealed(root: Path, acknowledged: list[bytes]) -> None:
-    sealed = SealedFolder(root / "sealed", bytes(32))
+    sealed = SealedBlobs(LocalBlobs(root / "sealed"), bytes(32))
     acknowledged.extend(sealed.put(content, b"sum") for content in CONTENTS)
 
 
@@ -78,7 +78,7 @@ def test_sealed_sums_survive_loss_of_power_at_any_moment(tmp_path: Path) -> None
             with contextlib.suppress(PowerLost):
                 put_sealed(root, acknowledged)
             remains = disk.remains(tmp_path / f"left-{moment}")
-        left = SealedFolder(remains / "sealed", bytes(32))
+        left = SealedBlobs(LocalBlobs(remains / "sealed"), bytes(32))
         for digest, content in zip(acknowledged, CONTENTS, strict=False):
             assert left.read(digest, b"sum") == content
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import pytest
 
 from fedrecon.aggregator import running as running_module
 from fedrecon.aggregator.ingest import Staging
-from fedrecon.aggregator.snapshots import Snapshots
+from fedrecon.aggregator.snapshots import UNNAMED_MILLISECONDS, Snapshots
+from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.clock import ManualClock
 from fedrecon.ops.journal import Append
 from fedrecon.ops.journal.memory import MemoryJournal
+from fedrecon.ops.sealing import SealedBlobs
 from fedrecon.v1 import aggregator_pb2
 from fedrecon.v1.aggregator_pb2 import CloseRequest, UploadStatusRequest
 from fedrecon.v1.common_pb2 import RoundKey
-from support.aggregator_sample import ROUND, make_device, merging, now, opened, refused, running
+from support.aggregator_sample import ROUND, SEAL_KEY, make_device, merging, now, opened, refused, running
 
 KEEP_HOURS = 0.01
 KEEP_MILLISECONDS = 36_000
@@ -112,7 +115,6 @@ async def test_groups_of_a_replaced_disk_are_removed_when_everybody_has_forgotte
     unreadable = "group/9.1/0"
     await journal.append("films", [Append(unreadable, 0, (b"not an event",))])
     async with running(tmp_path / "new", journal, clock, aggregator_keep_hours=KEEP_HOURS) as aggregator:
-        await refused(opened(aggregator), grpc.StatusCode.FAILED_PRECONDITION, "HELD_ELSEWHERE")
         await clock.advance(10_000 + 2 * KEEP_MILLISECONDS - 5_000)
         assert STREAM in await journal.streams("films", "group/")
         await clock.advance(10_000)
@@ -120,6 +122,36 @@ async def test_groups_of_a_replaced_disk_are_removed_when_everybody_has_forgotte
         async def is_gone() -> bool:
             await clock.advance(1_000)
             return not await journal.streams("films", "group/")
+
+        await until(is_gone)
+
+
+async def test_a_sum_that_no_group_names_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_module, "_LEFTOVERS_MILLISECONDS", 1_000)
+    clock, journal, sums = ManualClock(now()), MemoryJournal(), tmp_path / "sums"
+    later = now() + 48 * 3_600_000
+    async with (
+        running(tmp_path / "a", journal, clock, sums=sums) as first,
+        running(tmp_path / "b", journal, clock, sums=sums),
+    ):
+        _, (group,) = await opened(first, expires_unix_milliseconds=later)
+        device = make_device(1)
+        await device.upload(first, group)
+        (named,) = sums.glob("??/*")
+        unnamed = SealedBlobs(LocalBlobs(sums), SEAL_KEY).put(b"never journalled", b"")
+
+        async def left() -> set[str]:
+            await clock.advance(1_000)  # files are removed in a thread
+            return {path.name for path in sums.glob("??/*")}
+
+        for age in (UNNAMED_MILLISECONDS - 3_600_000, UNNAMED_MILLISECONDS + 1):
+            assert await left() == {named.name, unnamed.hex()}
+            written = (clock.now_milliseconds() - age) / 1000
+            for path in sums.glob("??/*"):
+                os.utime(path, (written, written))
+
+        async def is_gone() -> bool:
+            return await left() == {named.name}
 
         await until(is_gone)
 
@@ -184,7 +216,7 @@ async def test_uploads_to_an_expired_attempt_give_their_room_back(tmp_path: Path
 def test_only_the_uploads_of_ended_attempts_are_dropped() -> None:
     staging = Staging(1_000, lambda: 0.0, lambda _: None)
     for number, session in ((1, b"a"), (1, b"b"), (2, b"c")):
-        staging.begin(("films", number, 1, session), 100, bytes(32), 0)
-    staging.drop_ended(lambda attempt: attempt == ("films", 2, 1))
+        staging.begin((("films", number, 1, 0), session), 100, bytes(32), 0)
+    staging.drop_ended(lambda part: part == ("films", 2, 1, 0))
     assert staging.bytes_held == 100
-    assert staging.received(("films", 2, 1, b"c")) == 0
+    assert staging.received((("films", 2, 1, 0), b"c")) == 0

@@ -34,7 +34,7 @@ from fedrecon.v1.aggregator_pb2_grpc import AggregatorServicer, add_AggregatorSe
 from fedrecon.v1.blobs_pb2 import FetchRequest, FetchResponse
 from fedrecon.v1.blobs_pb2_grpc import BlobsServicer, add_BlobsServicer_to_server
 from fedrecon.v1.common_pb2 import BlobReference, ErrorInfo, RetryWindow, RetryWindows
-from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse
+from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse, LocateResponse
 from fedrecon.v1.coordinator_pb2_grpc import CoordinatorServicer, add_CoordinatorServicer_to_server
 from fedrecon.v1.inference_pb2 import GetRecommenderResponse
 from fedrecon.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.group_events import Config, Metric, Phase, Segment
+from fedrecon.aggregator.holding import Holding
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import protocol_of
 from fedrecon.aggregator.optimizers import adagrad, adam, sgd, yogi
 from fedrecon.aggregator.snapshots import Snapshots
 from fedrecon.aggregator.summing import Storage
+from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.clock import ManualClock
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.metrics import Metrics
@@ -96,9 +98,10 @@ async def sum_after(folder: Path, script: list[Upload | Restart]) -> tuple[set[i
     acknowledged: set[int] = set()
 
     async def begin() -> tuple[Snapshots, Attempts]:
-        snapshots = Snapshots(folder, bytes(32))
+        snapshots = Snapshots(folder, bytes(32), LocalBlobs(folder / "sums"))
         measures = Measures.create(Metrics.create("aggregator"))
-        attempts = Attempts(Storage(journal, snapshots, clock, measures), protocol_of, 1_000)
+        holding = Holding(snapshots.holder, journal, clock)
+        attempts = Attempts(Storage(journal, snapshots, clock, measures), protocol_of, 1_000, holding)
         await attempts.recover()
         return snapshots, attempts
 

@@ -86,7 +86,12 @@ class Aggregator:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, journal: Journal | None = None, clock: Clock | None = None, port: int = 0, **settings: Any
+    folder: Path,
+    journal: Journal | None = None,
+    clock: Clock | None = None,
+    port: int = 0,
+    sums: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Aggregator]:
     journal = MemoryJournal() if journal is None else journal
     made = AggregatorSettings(
@@ -97,7 +102,7 @@ async def running(
         **{"enrolment": "off", **settings},  # most tests are not about who speaks
     )
     clock = SystemClock() if clock is None else clock
-    snapshots = Snapshots(made.folder, SEAL_KEY)
+    snapshots = Snapshots(made.folder, SEAL_KEY, LocalBlobs(sums or made.folder / "sums"))
     blobs = LocalBlobs(folder / "blobs")
     metrics, stopping, ready = Metrics.create("aggregator"), asyncio.Event(), folder / f"{secrets.token_hex(4)}.json"
 
@@ -155,11 +160,13 @@ class Device:
     session: bytes
     vector: bytes
     group: bytes = b""
+    part: int = 0
 
     @property
     def proof(self) -> SessionProof:
-        token = issue_token(TOKEN_KEY, ROUND, self.session, now() + LATER_MILLISECONDS)
-        return SessionProof(round=ROUND, session=self.session, round_token=token)
+        key = RoundKey(task=ROUND.task, round=ROUND.round, attempt=ROUND.attempt, part=self.part)
+        token = issue_token(TOKEN_KEY, key, self.session, now() + LATER_MILLISECONDS)
+        return SessionProof(round=key, session=self.session, round_token=token)
 
     def parts(self, group: bytes, offset: int = 0, size: int = 1 << 20) -> Iterator[UploadRequest]:
         yield UploadRequest(

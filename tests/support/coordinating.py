@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import pytest
 
 from fedrecon.coordinator import ledger, round_state
 from fedrecon.coordinator.admin import AdminService
+from fedrecon.coordinator.aggregators import Aggregators
 from fedrecon.coordinator.attestation import Attestation
+from fedrecon.coordinator.draining import load_drained
 from fedrecon.coordinator.enrolment_service import EnrolmentService
 from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
@@ -50,6 +53,8 @@ from fedrecon.v1.aggregator_pb2 import (
     MergeResponse,
     OpenRequest,
     OpenResponse,
+    StatusRequest,
+    StatusResponse,
     WatchRequest,
     WatchResponse,
 )
@@ -103,6 +108,7 @@ class CountingSums(SumsServicer):
     def __init__(self, blobs: LocalBlobs) -> None:
         self.blobs = blobs
         self.attempts: dict[tuple[str, int, int], CountedAttempt] = {}
+        self.advertised = "aggregator:1"
         self.merges: Counter[tuple[str, int, int]] = Counter()
         self.may_merge = asyncio.Event()
         self.may_close = asyncio.Event()
@@ -128,7 +134,12 @@ class CountingSums(SumsServicer):
         key = (request.round.task, request.round.round, request.round.attempt)
         attempt = self.attempts.setdefault(key, CountedAttempt(request, secrets.token_bytes(16)))
         assert attempt.request == request, "the same attempt was opened with other words"
-        return OpenResponse(groups=[attempt.group], aggregator="aggregator:1")
+        return OpenResponse(groups=[attempt.group], aggregator=self.advertised)
+
+    async def Status(self, request: StatusRequest, context: Any) -> StatusResponse:  # noqa: N802
+        del request, context
+        open_groups = sum(one.phase == aggregator_pb2.GROUP_PHASE_UPLOADING for one in self.attempts.values())
+        return StatusResponse(aggregator=self.advertised, open_groups=open_groups)
 
     async def Close(self, request: CloseRequest, context: Any) -> CloseResponse:  # noqa: N802
         del context
@@ -262,7 +273,9 @@ class Coordinator:
         attestation: Attestation | None = None,
         token_keys: KeyRing = TOKEN_KEYS,
         device_calls_per_second: float = 0,
+        connect: Callable[[str], grpc.aio.Channel] = open_channel,
     ) -> None:
+        self.connect = connect
         self.limits = Limits(device_calls_per_second, 3, time.monotonic)
         self.token_keys = token_keys
         self.requires_enrolment = requires_enrolment
@@ -274,14 +287,17 @@ class Coordinator:
         self.stopping = asyncio.Event()
 
     async def start(self) -> None:
-        self._sums_channel = open_channel(self.aggregator)
+        self._sums_channels = {target: self.connect(target) for target in self.aggregator.split(",")}
         self._server = grpc.aio.server(interceptors=[Boundary(self.metrics)])
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self.peers = Peers(open_channel)
         around = Surroundings(
             journal=self.journal,
             blobs=self.blobs,
-            sums=Sums(self._sums_channel),
+            aggregators=Aggregators(
+                {target: Sums(channel) for target, channel in self._sums_channels.items()},
+                partial(load_drained, self.journal),
+            ),
             clock=SystemClock(),
             measures=Measures(self.metrics),
             key=KEY,
@@ -326,7 +342,8 @@ class Coordinator:
         await asyncio.gather(self._work, return_exceptions=True)
         await self._channel.close()
         await self._server.stop(None)
-        await self._sums_channel.close()
+        for channel in self._sums_channels.values():
+            await channel.close()
         await self.peers.close()
 
     async def create(self, spec: TaskSpec) -> admin_pb2.Task:

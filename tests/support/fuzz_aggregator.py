@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.device_service import DeviceService
+from fedrecon.aggregator.holding import Holding
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.messages import protocol_of
@@ -108,7 +109,7 @@ class World:
         self._folder = folder
         self._proves = proves
         self._stage = stage
-        self._snapshots = Snapshots(folder / "sums", SEAL_KEY)
+        self._snapshots = Snapshots(folder / "own", SEAL_KEY, LocalBlobs(folder / "sums"))
         self._blobs = LocalBlobs(folder / "blobs")
         self.checkpoint = self._blobs.put(write_safetensors(CHECKPOINT))
         plan = make_plan()
@@ -126,12 +127,13 @@ class World:
         self.journal, self.sent, self.spoken = CountingJournal(ManualClock(NOW)), Sent(), {}
         clock, measures = ManualClock(NOW), Measures.create(Metrics.create("aggregator"))
         staging = Staging(STAGING_BYTES, time.monotonic, measures.pending_bytes.set)
-        self.attempts = Attempts(Storage(self.journal, self._snapshots, clock, measures), protocol_of, 3_600_000)
+        storage = Storage(self.journal, self._snapshots, clock, measures)
+        holding = Holding(self._snapshots.holder, self.journal, clock)
+        self.attempts = Attempts(storage, protocol_of, 3_600_000, holding)
         keys = KeyRing(self.token_key)
         self.devices = DeviceService(self.attempts, staging, keys, clock, measures, proves_sessions=self._proves)
-        noise = self._snapshots.noise_key
         stopping = asyncio.Event()
-        self.sums = SumsService(self.attempts, staging, self._blobs, "aggregator:1", noise, measures, stopping)
+        self.sums = SumsService(self.attempts, storage, staging, self._blobs, "aggregator:1", measures, stopping)
         entropy = Entropy("aggregator")
         with (
             mock.patch("os.urandom", entropy),

@@ -13,7 +13,7 @@ import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import Message
 
 from fedrecon.coordinator.admin import ROLES, AdminService
+from fedrecon.coordinator.aggregators import OpenedPart
 from fedrecon.coordinator.enrolment_service import EnrolmentService
 from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
@@ -42,9 +43,15 @@ from fedrecon.ops.limits import Limits
 from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.service_identity import PROOF_METADATA, prove
 from fedrecon.v1 import admin_pb2, aggregator_pb2, coordinator_pb2, enrolment_pb2
-from fedrecon.v1.aggregator_pb2 import GrowRequest, GrowResponse, OpenRequest, OpenResponse
+from fedrecon.v1.aggregator_pb2 import GrowRequest, GrowResponse, OpenRequest
 from fedrecon.v1.common_pb2 import BlobReference, Credentials
-from fedrecon.v1.coordinator_pb2 import Assignment, CheckInRequest, FinishSessionRequest, HandOverRequest
+from fedrecon.v1.coordinator_pb2 import (
+    Assignment,
+    CheckInRequest,
+    FinishSessionRequest,
+    HandOverRequest,
+    LocateRequest,
+)
 from fedrecon.wire.chunks import cut
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.proofs import call_mac, call_transcript, enrolment_transcript
@@ -71,6 +78,7 @@ TOKEN_MILLISECONDS = 3_600_000
 KINDS: dict[str, type[Message]] = {
     COORDINATOR + "CheckIn": CheckInRequest,
     COORDINATOR + "FinishSession": FinishSessionRequest,
+    COORDINATOR + "Locate": LocateRequest,
     ENROLMENT + "Challenge": enrolment_pb2.ChallengeRequest,
     ENROLMENT + "Enrol": enrolment_pb2.EnrolRequest,
     ENROLMENT + "Renew": enrolment_pb2.RenewRequest,
@@ -78,17 +86,24 @@ KINDS: dict[str, type[Message]] = {
 }
 
 
-class StillSums:
-    """An aggregator that opens groups, and of which nothing more is heard."""
+class StillAggregators:
+    """One that opens groups, and of which nothing more is heard."""
 
-    async def open(self, request: OpenRequest) -> OpenResponse:
-        del request
-        return OpenResponse(groups=[bytes(16)], aggregator="aggregator:1")
+    targets = ("aggregator:1",)
 
-    async def follow(self, request: OpenRequest, groups: tuple[bytes, ...]) -> AsyncIterator[None]:
-        del request, groups
+    async def ready(self) -> tuple[str, ...]:
+        return self.targets
+
+    async def status(self, target: str) -> None:
+        del target
+
+    async def open(self, requests: Sequence[OpenRequest], targets: Sequence[str]) -> tuple[OpenedPart, ...]:
+        del targets
+        return tuple(OpenedPart(each, (bytes(16),), "aggregator:1") for each in requests)
+
+    async def follow(self, *arguments: Any) -> None:
+        del arguments
         await asyncio.Event().wait()
-        yield None
 
     async def grow(self, request: GrowRequest) -> GrowResponse:
         state = BlobReference(digest=request.optimizer_state_digest, size=1) if request.optimizer_state_digest else None
@@ -133,7 +148,7 @@ class World:
         around = Surroundings(
             journal=self.journal,
             blobs=self._blobs,
-            sums=StillSums(),  # type: ignore[arg-type]  # as much of it as is called here
+            aggregators=StillAggregators(),  # type: ignore[arg-type]  # as much of it as is called here
             clock=self.clock,
             measures=Measures(Metrics.create("coordinator")),
             key=KEY,
@@ -188,6 +203,7 @@ class World:
         assert all(assignment.session for assignment in assignments)
         self.assignments = dict(zip(self.keys, assignments, strict=False))
         for place, (public, assignment) in enumerate(self.assignments.items()):
+            self._locate(public, assignment)
             finish = self._finish(public, assignment)
             if place < 2:
                 await self.devices.FinishSession(finish, FakeContext())
@@ -244,13 +260,21 @@ class World:
         self._note(COORDINATOR + "FinishSession", request)
         return request
 
-    def reprove(self, request: FinishSessionRequest) -> None:
+    def _locate(self, public: bytes, assignment: Assignment) -> LocateRequest:
+        request = LocateRequest(session=assignment.session, round=assignment.round, round_token=assignment.round_token)
+        if self._proves:
+            request.credentials.CopyFrom(Credentials(device_key=public, nonce=bytes(16)))
+            self.reprove(request, "Locate")
+        self._note(COORDINATOR + "Locate", request)
+        return request
+
+    def reprove(self, request: FinishSessionRequest | LocateRequest, method: str = "FinishSession") -> None:
         """Makes the MAC of the session that a message names, if it is one here."""
         for assignment in self.assignments.values():
             if assignment.session == request.session:
                 with contextlib.suppress(ValueError):
                     request.credentials.mac = call_mac(
-                        assignment.session_key, COORDINATOR + "FinishSession", request, request.credentials
+                        assignment.session_key, COORDINATOR + method, request, request.credentials
                     )
 
     def _note(self, method: str, request: Message) -> None:
@@ -339,9 +363,25 @@ class _Finished:
         return await self.world.judge(answer, may_change=messages[0].session not in ended)
 
 
+@dataclass(frozen=True)
+class _Located:
+    """A session that asks where its sum lies: nothing changes, whatever it says."""
+
+    world: World
+
+    async def __call__(self, parts: Parts) -> Verdict:
+        messages = parse(parts[:1], LocateRequest)
+        if not messages:
+            return Verdict.REFUSED
+        if self.world._proves:
+            self.world.reprove(messages[0], "Locate")
+        answer = await ask(self.world.devices.Locate, messages)
+        return await self.world.judge(answer, may_change=False)
+
+
 def device_subjects(world: World, situation: str) -> list[Subject]:
     """Returns the calls of devices."""
-    check_in, finish = COORDINATOR + "CheckIn", COORDINATOR + "FinishSession"
+    check_in, finish, locate = COORDINATOR + "CheckIn", COORDINATOR + "FinishSession", COORDINATOR + "Locate"
     lying = [
         Subject(
             f"{situation}, lying: CheckIn",
@@ -357,6 +397,7 @@ def device_subjects(world: World, situation: str) -> list[Subject]:
             _seeds(world.done[finish]),
             _Finished(world),
         ),
+        Subject(f"{situation}, lying: Locate", (locate,), LocateRequest, _seeds(world.valid[locate]), _Located(world)),
     ]
     if not world._proves:
         return lying

@@ -14,6 +14,7 @@ from fedrecon.wire.digests import digest_of
 
 CONTENT = bytes(range(200)) * 5
 DIGEST = digest_of(CONTENT)
+PART = ("films", 1, 1, 0)
 
 
 class Time:
@@ -24,7 +25,7 @@ class Time:
 
 
 def key(number: int) -> StagingKey:
-    return ("films", 1, 1, bytes([number]) * 16)
+    return PART, bytes([number]) * 16
 
 
 def staging(limit: int = 10_000) -> tuple[Staging, Time, list[float]]:
@@ -173,8 +174,8 @@ async def test_a_connection_that_is_silent_for_minutes_holds_no_room() -> None:
 def test_the_end_of_an_attempt_forgets_its_uploads_only() -> None:
     place, _, _ = staging()
     place.begin(key(1), 1_000, DIGEST, 0)
-    place.begin(("films", 1, 2, bytes(16)), 1_000, DIGEST, 0)
-    place.drop_attempt("films", 1, 1)
+    place.begin((("films", 1, 2, 0), bytes(16)), 1_000, DIGEST, 0)
+    place.drop_part(PART)
     assert place.bytes_held == 1_000
 
 

@@ -354,8 +354,8 @@ def assigned_work(work: LocalWork, number: int) -> LocalWork:
     opened = Opened("films", number, 1, terms_of(spec), CHECKPOINT, None, spec.SerializeToString())
     state, _ = rounds.step(None, opened, 0)
     state, _ = rounds.step(state, Assigned(slots, 8, (b"g" * 16,), "here:1", 99_000), 1)
-    common = common_assignment(Prepared(Manifest(), Layout(), (), {}, 1.0), state, "")
-    return make_assignment(KEY, common, state, slots[0], b"d" * 32, 2).work
+    common = common_assignment(Prepared(Manifest(), Layout(), (), {}, 1.0), state)
+    return make_assignment(KEY, common, state, slots[0], b"d" * 32, "", 2).work
 
 
 def test_epochs_that_grow_are_told_as_the_number_of_the_round() -> None:

@@ -1,12 +1,16 @@
 """The attempts whose sums lie here: opened, found again after a restart, given up when forgotten, and removed.
 
-Streams: the events of a group are stream `group/ROUND.ATTEMPT/INDEX` of its task. The names of the tasks that have
-such streams are stream `sums` of the task `registry`, written before a task's first group, so that a start finds every
-group without asking a coordinator.
+An attempt is here a part of one: the groups of a round lie in parts on several aggregators.
+
+Streams: the events of a group are stream `group/ROUND.ATTEMPT/INDEX` of its task, and `group/ROUND.ATTEMPT.PART/INDEX`
+in all parts but the first. The names of the tasks that have such streams are stream `sums` of the task `registry`,
+written before a task's first group, so that a start finds every group without asking a coordinator.
 
 Rules:
 - The groups of an attempt are opened in one append; the same attempt again gets the same groups.
-- Groups on another aggregator's disk are none of ours, until everybody has forgotten them (`leftovers`).
+- Groups that another aggregator holds are taken over when somebody asks for them here and the other one's lease is free
+  (`holding`): one append for all of them, after which the other one can write to none. Otherwise they are none of ours,
+  until everybody has forgotten them (`leftovers`).
 - A coordinator has committed or abandoned an attempt when it expires, and round tokens end then: sums go at once,
   streams some hours later.
 - An attempt that cannot be read is given up, so that the others go on: nobody can merge it, its coordinator is told.
@@ -25,8 +29,9 @@ import grpc
 
 from fedrecon.aggregator import groups
 from fedrecon.aggregator.attempt import Attempt
-from fedrecon.aggregator.group_events import Config, Opened, Phase
+from fedrecon.aggregator.group_events import Config, Key, Opened, Phase, TakenOver
 from fedrecon.aggregator.groups import Group, IllegalEventError
+from fedrecon.aggregator.holding import Holding
 from fedrecon.aggregator.secure_sum import SecureSum
 from fedrecon.aggregator.snapshots import SnapshotLostError
 from fedrecon.aggregator.summing import CODEC, Storage, Summing
@@ -45,9 +50,6 @@ _MOST_GROUPS = 10_000
 """Of an attempt: each has a stream and, once it has reports, a sum on disk."""
 
 _log = logger_of(__name__)
-
-Key = tuple[str, int, int]
-"""Task, round, attempt."""
 
 Protocols = Callable[[Config], SecureSum]
 """Gives the protocol of a group. Raises ValueError if there is none such."""
@@ -96,10 +98,12 @@ class Attempts:
         storage: what they are kept with.
         protocols: gives the protocol of a group.
         keep_milliseconds: how long ended groups are kept after the later of their end and their expiry.
+        holding: the lease that this aggregator holds its groups under.
     """
 
-    def __init__(self, storage: Storage, protocols: Protocols, keep_milliseconds: int) -> None:
+    def __init__(self, storage: Storage, protocols: Protocols, keep_milliseconds: int, holding: Holding) -> None:
         self._storage = storage
+        self._holding = holding
         self._protocols = protocols
         self._keep_milliseconds = keep_milliseconds
         self._attempts: dict[Key, Attempt] = {}
@@ -112,7 +116,7 @@ class Attempts:
         Raises:
             Refusal: it was never opened here, or was removed long ago.
         """
-        attempt = self._attempts.get((round_key.task, round_key.round, round_key.attempt))
+        attempt = self._attempts.get((round_key.task, round_key.round, round_key.attempt, round_key.part))
         if attempt is None:
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND,
@@ -129,11 +133,11 @@ class Attempts:
             Refusal: the attempt was opened for something else, on another aggregator, or is out of date.
             JournalUnavailable: the journal does not answer; the same call again finds out what became of it.
         """
-        key = (config.task, config.round, config.attempt)
+        key = config.key
         async with self._opening:
             attempt = self._attempts.get(key)
-            if attempt is not None and await self._is_forgotten(attempt):
-                _log.error("journal went back: groups are opened anew", task=key[0], round=key[1], attempt=key[2])
+            if attempt is not None and (moved := await self._has_moved(attempt)):
+                _log.error("groups were taken over" if moved > 0 else "journal went back", **_where(key))
                 self._drop(key, attempt)
                 attempt = None
             if attempt is None:
@@ -148,7 +152,7 @@ class Attempts:
         return attempt
 
     async def recover(self) -> int:
-        """Finds every group of this disk again. Call it once, before anything else.
+        """Finds every group again that this aggregator holds. Call it once, before anything else.
 
         Returns:
             Acknowledged reports in groups that still take reports, or are not merged yet.
@@ -165,14 +169,11 @@ class Attempts:
                 except JournalUnavailable:
                     raise
                 except _UNREADABLE as error:
-                    where = {"task": task, "round": key[1], "attempt": key[2]}
-                    _log.error("attempt given up: its groups cannot be read", **where, why=str(error))
+                    _log.error("attempt given up: its groups cannot be read", **_where(key), why=str(error))
         live = [one for attempt in self._attempts.values() for one in attempt.summings]
-        named = {digest for one in live for digest in one.group.files}
-        removed = await asyncio.to_thread(self._storage.snapshots.delete_all_but, named)
         reports = sum(len(one.group.reports) for one in live if one.group.phase is not Phase.ABORTED)
         self._storage.measures.recovered_reports.inc(reports)
-        _log.info("sums recovered", groups=len(live), reports=reports, unnamed_snapshots=removed)
+        _log.info("sums recovered", groups=len(live), reports=reports)
         return reports
 
     async def tidy(self) -> None:
@@ -181,7 +182,38 @@ class Attempts:
             try:
                 await self._tidy(key, attempt)
             except (JournalError, Refusal, OSError) as error:  # tried again the next time
-                _log.warning("attempt not tidied", task=key[0], round=key[1], attempt=key[2], why=type(error).__name__)
+                _log.warning("attempt not tidied", **_where(key), why=type(error).__name__)
+
+    async def confirm(self) -> None:
+        """Lets go of groups that somebody else holds by now.
+
+        Raises:
+            JournalUnavailable: the journal does not answer.
+        """
+        for key, attempt in list(self._attempts.items()):
+            if await self._has_moved(attempt) > 0:
+                _log.warning("groups were taken over", **_where(key))
+                self._drop(key, attempt)
+
+    @property
+    def open_groups(self) -> int:
+        """How many groups are at work here: neither closed nor given up."""
+        return sum(not one.group.ended for attempt in self._attempts.values() for one in attempt.summings)
+
+    @property
+    def files(self) -> frozenset[bytes]:
+        """Digests of the sealed files that the groups here need."""
+        live = [one for attempt in self._attempts.values() for one in attempt.summings]
+        return frozenset(digest for one in live for digest in one.group.files)
+
+    def held_groups(self, round_key: RoundKey) -> dict[bytes, Summing]:
+        """Returns the groups of an attempt that are here, of any part, by their id."""
+        return {
+            one.group.group: one
+            for key, attempt in self._attempts.items()
+            if key[:3] == (round_key.task, round_key.round, round_key.attempt)
+            for one in attempt.summings
+        }
 
     async def forgotten(self) -> dict[Key, tuple[str, ...]]:
         """Returns the streams of all attempts in the journal that are not at work here."""
@@ -190,6 +222,11 @@ class Attempts:
         for task in sorted(self._tasks):
             found |= await streams_of(self._storage.journal, task)
         return {key: names for key, names in found.items() if key not in self._attempts}
+
+    def is_without_sums(self, round_key: RoundKey) -> bool:
+        """Whether sums of an attempt were removed here, since nobody may merge them any more."""
+        wanted = round_key.task, round_key.round, round_key.attempt
+        return any(attempt.is_without_sums for key, attempt in self._attempts.items() if key[:3] == wanted)
 
     def takes_reports(self, key: Key) -> bool:
         """Whether a group of an attempt still takes reports."""
@@ -231,7 +268,10 @@ class Attempts:
         except StaleWriter:  # it was opened before, and only the answer was lost, or elsewhere
             streams = await self._storage.journal.streams(config.task, _stream_of(key, 0)[:-1])
             try:
-                found = await self._recover_attempt(config.task, sorted(streams, key=_index_of))
+                there = sorted(streams, key=_index_of)
+                found = await self._recover_attempt(config.task, there)
+                if found is None and await self._take_over(config.task, there):
+                    found = await self._recover_attempt(config.task, there)
             except JournalUnavailable:
                 raise
             except _UNREADABLE as error:
@@ -245,8 +285,8 @@ class Attempts:
                 raise Refusal(
                     grpc.StatusCode.FAILED_PRECONDITION,
                     "HELD_ELSEWHERE",
-                    "The attempt was opened on another aggregator, whose disk holds its sums.",
-                    "Ask that one, or open the next attempt.",
+                    "Another aggregator holds the groups of the attempt, and lives, or did a moment ago.",
+                    "Ask that one, or ask again in a moment.",
                 ) from None
             return found
         known = [_Known(groups.step(None, event)[0], 1, self._protocols(config)) for event in opened]
@@ -273,15 +313,46 @@ class Attempts:
             if now >= last + self._keep_milliseconds:
                 await self._remove(key, attempt)
 
-    async def _is_forgotten(self, attempt: Attempt) -> bool:
-        """Whether the journal knows less of an attempt than this process: it was put back to an older state."""
+    async def _take_over(self, task: str, streams: Sequence[str]) -> bool:
+        """Takes the groups of an attempt from an aggregator that is gone.
+
+        Returns:
+            Whether they are this one's now; False if whoever holds them lives, or somebody was quicker.
+        """
+        histories = [await self._storage.journal.load(task, stream) for stream in streams]
+        states = [state for state in map(state_of, histories) if state is not None]
+        holders = {state.holder for state in states}
+        if len(holders) != 1 or len(states) != states[0].config.group_count:
+            return False  # they are being removed
+        event = CODEC.encode(TakenOver(self._storage.snapshots.holder, self._storage.clock.now_milliseconds()))
+        async with self._holding.of(holders.pop()) as is_free:
+            if not is_free:
+                return False
+            try:
+                await self._storage.journal.append(
+                    task, [Append(one, at.version, (event,)) for one, at in zip(streams, histories, strict=True)]
+                )
+            except StaleWriter:
+                return False
+        _log.warning("groups taken over", **_where(states[0].config.key), groups=len(states))
+        return True
+
+    async def _has_moved(self, attempt: Attempt) -> int:
+        """Returns 0 if the journal has an attempt as this process knows it.
+
+        More than 0: somebody else has written. Less: the journal was put back to an older state.
+        """
+        versions = [(one.stream, one.version) for one in attempt.summings]
         try:
-            await self._storage.journal.append(
-                attempt.config.task, [Append(one.stream, one.version, ()) for one in attempt.summings]
-            )
+            await self._storage.journal.append(attempt.config.task, [Append(*each, ()) for each in versions])
         except StaleWriter as stale:
-            return stale.actual < stale.expected
-        return False
+            if stale.actual > stale.expected and any(
+                one.is_writing or one.version != version
+                for one, (_, version) in zip(attempt.summings, versions, strict=True)
+            ):
+                return 0  # it may be what this process wrote itself: if it is not, the write will tell
+            return stale.actual - stale.expected
+        return 0
 
     def _drop(self, key: Key, attempt: Attempt) -> None:
         """Stops working on an attempt that belongs to somebody else, or to a past that was lost."""
@@ -323,7 +394,7 @@ class Attempts:
         restored = [
             await self._restore(state, history.version) for state, history in zip(found, histories, strict=True)
         ]
-        attempt = self._take((config.task, config.round, config.attempt), streams, restored)
+        attempt = self._take(config.key, streams, restored)
         for summing, one in zip(attempt.summings, restored, strict=True):
             if one.is_lost:
                 await summing.abort("SUM_LOST")
@@ -382,8 +453,8 @@ async def streams_of(journal: Journal, task: str) -> dict[Key, tuple[str, ...]]:
     """Returns the streams of all groups of a task, by attempt; those of one attempt in order."""
     found: defaultdict[Key, list[str]] = defaultdict(list)
     for stream in await journal.streams(task, STREAM_PREFIX):
-        number, _, attempt = stream.split("/")[1].partition(".")
-        found[task, int(number), int(attempt)].append(stream)
+        number, attempt, *part = map(int, stream.split("/")[1].split("."))
+        found[task, number, attempt, part[0] if part else 0].append(stream)
     return {key: tuple(sorted(names, key=_index_of)) for key, names in found.items()}
 
 
@@ -398,7 +469,12 @@ def state_of(history: History) -> Group | None:
 
 
 def _stream_of(key: Key, index: int) -> str:
-    return f"{STREAM_PREFIX}{key[1]}.{key[2]}/{index}"
+    _, number, attempt, part = key
+    return f"{STREAM_PREFIX}{number}.{attempt}{f'.{part}' if part else ''}/{index}"
+
+
+def _where(key: Key) -> dict[str, str | int]:
+    return dict(zip(("task", "round", "attempt", "part"), key, strict=True))
 
 
 def _index_of(stream: str) -> int:

@@ -302,7 +302,7 @@ class DeviceService(AggregatorServicer):
 
 
 def _key_of(attempt: Attempt, session: bytes) -> StagingKey:
-    return attempt.config.task, attempt.config.round, attempt.config.attempt, session
+    return attempt.config.key, session
 
 
 def _size_of(summing: Summing) -> int:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from fedrecon.wire.fixed_point import FixedPoint
 from fedrecon.wire.fixed_point import Segment as FixedPointSegment
+from fedrecon.wire.sum_context import expected_members, groups_needed
 
-_SPARE_SHARE = 10
-"""One spare member for so many wanted reports."""
+Key = tuple[str, int, int, int]
+"""Task, round, attempt, part."""
 
 
 class Phase(enum.IntEnum):
@@ -80,6 +81,7 @@ class Config:
         report_goal: reports that are wanted of all groups; 0 where no roster is gathered.
         joining_ends_milliseconds: when a masked group begins with the members it has, Unix milliseconds.
         phase_milliseconds: how long each later phase of a masked group may take.
+        part: part of the attempt that its groups are.
     """
 
     task: str
@@ -100,6 +102,12 @@ class Config:
     report_goal: int = 0
     joining_ends_milliseconds: int = 0
     phase_milliseconds: int = 0
+    part: int = 0
+
+    @property
+    def key(self) -> Key:
+        """Names the part of the attempt."""
+        return self.task, self.round, self.attempt, self.part
 
     @property
     def fixed_point(self) -> FixedPoint:
@@ -118,19 +126,13 @@ class Config:
 
     @property
     def expected_members(self) -> int:
-        """Devices that all groups together wait for.
-
-        Under `trusted` the whole cohort may report. A masked sum takes devices whose update is ready, so only those
-        that are lost between their keys and their vector must be made up for: a tenth more than are wanted.
-        """
-        if not self.report_goal:
-            return self.cohort_size
-        return min(self.cohort_size, self.report_goal + -(-self.report_goal // _SPARE_SHARE))
+        """Devices that all groups of the part together wait for."""
+        return expected_members(self.cohort_size, self.report_goal)
 
     @property
     def group_count(self) -> int:
         """Groups that an attempt of this size needs."""
-        return max(1, -(-self.expected_members // self.maximum_reports))
+        return groups_needed(self.expected_members, self.maximum_reports)
 
     @property
     def group_members(self) -> int:
@@ -145,7 +147,7 @@ class Opened:
     Attributes:
         group: its id, 16 random bytes.
         config: what it is for.
-        holder: the aggregator on whose disk its sum lies.
+        holder: the aggregator that holds it.
         phase: where it begins.
         at_milliseconds: when, Unix milliseconds.
     """
@@ -154,6 +156,19 @@ class Opened:
     config: Config
     holder: str
     phase: Phase
+    at_milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Another aggregator holds the group from now on, since the one that held it was gone.
+
+    Attributes:
+        holder: who holds it now.
+        at_milliseconds: when, Unix milliseconds.
+    """
+
+    holder: str
     at_milliseconds: int
 
 
@@ -270,4 +285,4 @@ class Aborted:
     at_milliseconds: int
 
 
-Event = Opened | RosterFrozen | SharesFixed | Accepted | UploadsEnded | Closed | Aborted
+Event = Opened | TakenOver | RosterFrozen | SharesFixed | Accepted | UploadsEnded | Closed | Aborted

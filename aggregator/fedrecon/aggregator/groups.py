@@ -5,7 +5,8 @@
     every phase but ABORTED -> ABORTED
 
 `trusted` begins in UPLOADING and goes from there to CLOSED; a masked protocol goes through all of them. A closed group
-may still be given up, until its round is committed: its coordinator may fail to merge it.
+may still be given up, until its round is committed: its coordinator may fail to merge it. Another aggregator may take a
+group over in any phase; what it holds stays as it is.
 
 Rules: `step` takes an event that is in the journal (or is about to be) and gives the new state and what is to be done
 about it; an illegal event raises and changes nothing. Instants are in the events, so replay needs no clock. An
@@ -28,6 +29,7 @@ from fedrecon.aggregator.group_events import (
     Phase,
     RosterFrozen,
     SharesFixed,
+    TakenOver,
     UploadsEnded,
 )
 
@@ -73,7 +75,7 @@ class Group:
     Attributes:
         group: its id.
         config: what it is for.
-        holder: the aggregator on whose disk its sum lies.
+        holder: the aggregator that holds it.
         phase: its phase.
         reports: digest of the vector of every acknowledged session.
         snapshot: digest of the sealed file that holds the sum; empty while there are no reports.
@@ -147,8 +149,10 @@ def step(group: Group | None, event: Event) -> tuple[Group, tuple[Effect, ...]]:
     return after, tuple(effects)
 
 
-def _apply(group: Group, event: Event) -> Group:
+def _apply(group: Group, event: Event) -> Group:  # noqa: PLR0911 - by event
     match event:
+        case TakenOver():
+            return replace(group, holder=event.holder)
         case RosterFrozen():
             return _freeze(group, event)
         case SharesFixed():

@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 
+from fedrecon.aggregator.group_events import Key
 from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.common_pb2 import Chunk
 from fedrecon.wire.chunks import CHUNK_BYTES, ChunkOrderError, take
@@ -29,8 +30,8 @@ _SILENT_SECONDS = 300.0
 _INLINE_BYTES = 64 << 10
 """Uploads up to this size are checked in the event loop: handing them to a thread would cost more."""
 
-StagingKey = tuple[str, int, int, bytes]
-"""Task, round, attempt, session."""
+StagingKey = tuple[Key, bytes]
+"""Part of an attempt, session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,20 +241,20 @@ class Staging:
             upload.connection += 1  # whoever still brings it is told
             self._held(self.bytes_held)
 
-    def drop_attempt(self, task: str, number: int, attempt: int) -> None:
-        """Forgets all uploads of an attempt."""
-        for key in [key for key in self._uploads if key[:3] == (task, number, attempt)]:
+    def drop_part(self, part: Key) -> None:
+        """Forgets all uploads to a part of an attempt."""
+        for key in [key for key in self._uploads if key[0] == part]:
             self.drop(key)
 
-    def drop_ended(self, takes_reports: Callable[[tuple[str, int, int]], bool]) -> None:
-        """Forgets the uploads of attempts that take no more reports.
+    def drop_ended(self, takes_reports: Callable[[Key], bool]) -> None:
+        """Forgets the uploads to parts of attempts that take no more reports.
 
         Args:
-            takes_reports: whether an attempt (task, round, attempt) does.
+            takes_reports: whether a part does.
         """
-        for attempt in {key[:3] for key in self._uploads}:
-            if not takes_reports(attempt):
-                self.drop_attempt(*attempt)
+        for part in {part for part, _ in self._uploads}:
+            if not takes_reports(part):
+                self.drop_part(part)
 
     def _make_room(self, size: int) -> None:
         idle = sorted(

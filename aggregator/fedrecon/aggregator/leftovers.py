@@ -3,15 +3,22 @@
 Whoever holds a group removes it, so what is still there long after that should have happened has no holder: every
 aggregator may remove it then. One that lives and comes late finds its stream gone, and gives the group up.
 
+So are sealed sums that no group names: their batch was never journalled, or their group is gone.
+
 Rules: nothing goes before its attempt has expired and twice the time has passed for which answers are kept. A stream
-whose expiry cannot be read counts from when this process first saw it.
+whose expiry cannot be read counts from when this process first saw it, and while there is one no sum goes.
 """
 
 from __future__ import annotations
 
-from fedrecon.aggregator.attempts import Attempts, Key, state_of
-from fedrecon.aggregator.groups import IllegalEventError
-from fedrecon.ops.journal import Journal, JournalError, StaleWriter
+import asyncio
+from collections.abc import Sequence
+
+from fedrecon.aggregator.attempts import Attempts, state_of
+from fedrecon.aggregator.group_events import Key
+from fedrecon.aggregator.groups import Group, IllegalEventError
+from fedrecon.aggregator.snapshots import Snapshots
+from fedrecon.ops.journal import History, Journal, JournalError, StaleWriter
 from fedrecon.ops.logs import logger_of
 
 _log = logger_of(__name__)
@@ -23,17 +30,19 @@ class Leftovers:
     Args:
         attempts: what this process works on.
         journal: where streams of groups lie.
+        snapshots: the sealed sums of all aggregators.
         keep_milliseconds: how long a holder keeps ended groups after they have expired.
     """
 
-    def __init__(self, attempts: Attempts, journal: Journal, keep_milliseconds: int) -> None:
+    def __init__(self, attempts: Attempts, journal: Journal, snapshots: Snapshots, keep_milliseconds: int) -> None:
         self._attempts = attempts
         self._journal = journal
+        self._snapshots = snapshots
         self._keep_milliseconds = keep_milliseconds
         self._unreadable_since: dict[Key, int] = {}
 
     async def remove(self, now_milliseconds: int) -> int:
-        """Removes the groups that everybody has forgotten; what fails is tried again the next time.
+        """Removes the groups that everybody has forgotten, and sums; what fails is tried again the next time.
 
         Args:
             now_milliseconds: Unix milliseconds.
@@ -43,22 +52,33 @@ class Leftovers:
         """
         removed = 0
         try:
+            named = self._attempts.files
             forgotten = await self._attempts.forgotten()
             for key, streams in forgotten.items():
-                removed += await self._remove_attempt(key, streams, now_milliseconds)
+                histories = [await self._journal.load(key[0], stream) for stream in streams]
+                states = self._states_of(key, histories, now_milliseconds)
+                named |= {digest for state in states for digest in state.files}
+                removed += await self._remove_attempt(key, streams, histories, states, now_milliseconds)
             self._unreadable_since = {key: at for key, at in self._unreadable_since.items() if key in forgotten}
-        except JournalError as error:
+            if not self._unreadable_since:
+                await asyncio.to_thread(self._snapshots.sweep, named, now_milliseconds)
+        except (JournalError, OSError) as error:
             _log.warning("leftovers not removed", why=type(error).__name__)
         return removed
 
-    async def _remove_attempt(self, key: Key, streams: tuple[str, ...], now: int) -> bool:
-        task, number, attempt = key
-        histories = [await self._journal.load(task, stream) for stream in streams]
+    def _states_of(self, key: Key, histories: Sequence[History], now: int) -> list[Group]:
+        """Returns the groups of an attempt; none if one cannot be read."""
         try:
-            states = [state_of(history) for history in histories]
-            expires = max(state.config.expires_milliseconds for state in states if state is not None)
+            return [state for state in map(state_of, histories) if state is not None]
         except (JournalError, IllegalEventError, ValueError):
-            expires = self._unreadable_since.setdefault(key, now)
+            self._unreadable_since.setdefault(key, now)
+            return []
+
+    async def _remove_attempt(
+        self, key: Key, streams: Sequence[str], histories: Sequence[History], states: Sequence[Group], now: int
+    ) -> bool:
+        task, number, attempt, _ = key
+        expires = max((one.config.expires_milliseconds for one in states), default=self._unreadable_since.get(key, now))
         if now < expires + 2 * self._keep_milliseconds:
             return False
         for stream, history in reversed(list(zip(streams, histories, strict=True))):

@@ -112,6 +112,7 @@ def _config_of(request: OpenRequest) -> Config:
         report_goal=request.report_goal,
         joining_ends_milliseconds=request.joining_ends_unix_milliseconds,
         phase_milliseconds=request.phase_milliseconds,
+        part=request.round.part,
     )
 
 

@@ -50,11 +50,21 @@ def storage_failed(error: OSError) -> Refusal:
     )
 
 
+def sum_lost(group: bytes, error: Exception) -> Refusal:
+    """Returns the answer to a merge of a group whose sum is gone."""
+    return Refusal(
+        grpc.StatusCode.DATA_LOSS,
+        "SUM_LOST",
+        f"The sum of group {group.hex()} cannot be read: {error}.",
+        "Its reports are void: the round goes on without them, or is tried again.",
+    )
+
+
 def taken_over() -> Refusal:
     """Returns the answer to reports of a group that another aggregator holds now."""
     return Refusal(
         grpc.StatusCode.ABORTED,
         "GROUP_MOVED",
         "Another aggregator holds the group now.",
-        "Join again.",
+        "Ask the coordinator which one, and go on there.",
     )

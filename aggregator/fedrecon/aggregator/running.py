@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from fedrecon.aggregator.attempts import Attempts
 from fedrecon.aggregator.device_service import DeviceService
+from fedrecon.aggregator.holding import Holding
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.leftovers import Leftovers
 from fedrecon.aggregator.measures import Measures
@@ -23,7 +24,7 @@ from fedrecon.ops.journal import Journal
 from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.lifecycle import Service
 from fedrecon.ops.mistakes import UserMistake
-from fedrecon.ops.storage import connect_journal, open_blob_store
+from fedrecon.ops.storage import connect_journal, open_blob_store, open_place
 from fedrecon.v1.aggregator_pb2_grpc import add_AggregatorServicer_to_server, add_SumsServicer_to_server
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 
@@ -44,7 +45,8 @@ async def start(service: Service[AggregatorSettings]) -> None:
     settings = service.settings
     seal_key = _key(settings.seal_key_bytes, "FEDRECON_SEAL_KEY", "seals running sums on disk")
     _key(settings.round_token_keys, "FEDRECON_ROUND_TOKEN_KEY", "is the one that the coordinator signs with")
-    snapshots = await asyncio.to_thread(Snapshots, settings.folder, seal_key)
+    place = await open_place(settings.sums_place, "FEDRECON_AGGREGATOR_SUMS_URL")
+    snapshots = await asyncio.to_thread(Snapshots, settings.folder, seal_key, place)
     service.resources.callback(snapshots.close)
     journal = await connect_journal(settings)
     service.resources.push_async_callback(journal.close)
@@ -68,7 +70,10 @@ async def assemble(
     measures = Measures.create(service.metrics)
     storage = Storage(journal, snapshots, clock, measures)
     keep_milliseconds = round(settings.aggregator_keep_hours * _HOUR_MILLISECONDS)
-    attempts = Attempts(storage, protocol_of, keep_milliseconds)
+    holding = Holding(snapshots.holder, journal, clock)
+    await holding.begin()
+    service.resources.push_async_callback(holding.end)
+    attempts = Attempts(storage, protocol_of, keep_milliseconds, holding)
     await attempts.recover()
     service.resources.push_async_callback(attempts.stop)
     staging = Staging(settings.aggregator_staging_bytes, time.monotonic, measures.pending_bytes.set)
@@ -77,11 +82,13 @@ async def assemble(
     proves = settings.enrolment == "required"
     devices = DeviceService(attempts, staging, token_keys, clock, measures, proves_sessions=proves)
     service.add(add_AggregatorServicer_to_server, devices)
-    sums = SumsService(attempts, staging, blobs, target, snapshots.noise_key, measures, service.stopping)
+    sums = SumsService(attempts, storage, staging, blobs, target, measures, service.stopping)
     service.add(add_SumsServicer_to_server, sums, internal=True)
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
+    service.run("keep the lease", holding.keep(attempts.confirm))
     service.run("tidy", _tidy(attempts, staging, clock))
-    service.run("remove leftovers", _remove_leftovers(Leftovers(attempts, journal, keep_milliseconds), clock))
+    leftovers = Leftovers(attempts, journal, snapshots, keep_milliseconds)
+    service.run("remove leftovers", _remove_leftovers(leftovers, clock))
 
 
 async def _tidy(attempts: Attempts, staging: Staging, clock: Clock) -> None:

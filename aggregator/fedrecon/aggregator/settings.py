@@ -22,7 +22,13 @@ class AggregatorSettings(Settings):
         "", description="host:port that devices are told, where it differs from the address that is opened"
     )
     aggregator_folder: Path | None = Field(
-        None, description="folder of running sums, of one aggregator alone; by default `aggregator` in home"
+        None,
+        description="folder of one aggregator alone, with its name in the journal; by default `aggregator` in home",
+    )
+    aggregator_sums_url: str = Field(
+        "",
+        description="folder or object store of the sealed running sums, which all aggregators can reach; by default "
+        "`sums` beside the blobs",
     )
     aggregator_staging_bytes: int = Field(
         256 << 20, ge=1 << 20, description="most bytes that uploads on their way hold in memory together"
@@ -33,5 +39,10 @@ class AggregatorSettings(Settings):
 
     @property
     def folder(self) -> Path:
-        """Where running sums lie."""
+        """The aggregator's own."""
         return self.aggregator_folder or self.home / "aggregator"
+
+    @property
+    def sums_place(self) -> str:
+        """Where running sums lie."""
+        return self.aggregator_sums_url or f"{str(self.blobs_place).rstrip('/')}/sums"

@@ -1,8 +1,9 @@
-"""Running sums on this machine's disk, sealed, and the folder that says whose they are.
+"""Running sums, sealed, where all aggregators can read them; and the folder that says who this one is.
 
 Rules: a snapshot is named by the digest of its sealed bytes, which stands in the journal, and is bound to its group, so
-that neither an older sum nor another group's can pass for it. The folder belongs to one process at a time; its holder's
-name, made once, stands in every group that was opened on it, because only here its sum can be found.
+that neither an older sum nor another group's can pass for it. What no group names and is a day old belongs to a batch
+that was never journalled. The folder belongs to one process at a time; its holder's name, made once, stands in every
+group that it holds.
 """
 
 from __future__ import annotations
@@ -13,43 +14,46 @@ import os
 import secrets
 from pathlib import Path
 
-from fedrecon.ops.blobs import BlobMissing, CorruptBlob
+from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
 from fedrecon.ops.durable_files import make_folder, write_durably
 from fedrecon.ops.mistakes import UserMistake
-from fedrecon.ops.sealing import SealBroken, SealedFolder
+from fedrecon.ops.sealing import SealBroken, SealedBlobs
 from fedrecon.wire.digests import DigestMismatchError, verify_digest
 from fedrecon.wire.fixed_point import FixedPoint, Vector, read_vector
 
 _DOMAIN = b"fedrecon running sum 1"
 _CONTENT_DOMAIN = b"fedrecon group content 1"
 _HOLDER_BYTES = 8
+UNNAMED_MILLISECONDS = 24 * 3_600_000
+"""How long a sum stays that no group names: far longer than a journal that is away delays the event that will."""
 
 
 class SnapshotLostError(Exception):
-    """The sum that the journal names is not on this disk any more, or was changed."""
+    """The sum that the journal names is not there any more, or was changed."""
 
 
 class Snapshots:
-    """Sealed sums in a folder. All methods block: call them from threads.
+    """Sealed sums. All methods block: call them from threads.
 
     Args:
-        folder: where they lie; made if missing.
-        key: 32 bytes that seal them.
+        folder: this aggregator's own; made if missing.
+        key: 32 bytes that seal them: the same for all aggregators.
+        place: where they lie; all aggregators can read them there.
 
     Attributes:
-        holder: name of the folder's holder in the journal.
+        holder: name of this aggregator in the journal.
         noise_key: 32 bytes that follow from the sealing key, for the noise of private sums.
 
     Raises:
         UserMistake: another process has the folder.
     """
 
-    def __init__(self, folder: Path, key: bytes) -> None:
+    def __init__(self, folder: Path, key: bytes, place: BlobStore) -> None:
         make_folder(folder)
         self._lock = _locked(folder)
         self.holder = _holder_of(folder)
         self.noise_key = hmac.digest(key, b"fedrecon noise key 1", "sha256")
-        self._sealed = SealedFolder(folder / "sums", key)
+        self._sealed = SealedBlobs(place, key)
 
     def put(self, group: bytes, total: Vector) -> bytes:
         """Keeps a group's sum; when this returns, it survives loss of power.
@@ -100,12 +104,9 @@ class Snapshots:
         """Removes a sum; nothing happens if it is gone already."""
         self._sealed.delete(digest)
 
-    def delete_all_but(self, named: set[bytes]) -> int:
-        """Removes sums that no group names: their batch was never journalled. Returns how many they were."""
-        unnamed = [digest for digest in self._sealed.digests() if digest not in named]
-        for digest in unnamed:
-            self._sealed.delete(digest)
-        return len(unnamed)
+    def sweep(self, named: frozenset[bytes], now_milliseconds: int) -> int:
+        """Removes old sums that no group of any aggregator names. Returns how many they were."""
+        return self._sealed.sweep(named, now_milliseconds - UNNAMED_MILLISECONDS)
 
     def close(self) -> None:
         """Gives the folder to others."""

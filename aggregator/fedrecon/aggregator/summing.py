@@ -22,7 +22,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import numpy as np
 from google.protobuf.message import Message
 
@@ -38,11 +37,19 @@ from fedrecon.aggregator.group_events import (
     Report,
     RosterFrozen,
     SharesFixed,
+    TakenOver,
     UploadsEnded,
 )
 from fedrecon.aggregator.groups import Group
 from fedrecon.aggregator.measures import Measures
-from fedrecon.aggregator.refusals import round_closed, round_interrupted, storage_failed, storage_full, taken_over
+from fedrecon.aggregator.refusals import (
+    round_closed,
+    round_interrupted,
+    storage_failed,
+    storage_full,
+    sum_lost,
+    taken_over,
+)
 from fedrecon.aggregator.secure_sum import DamagedSumError, Due, Keep, SecureSum, Unmask, check_sum
 from fedrecon.aggregator.snapshots import SnapshotLostError, Snapshots
 from fedrecon.ops.boundary import Refusal
@@ -54,8 +61,8 @@ from fedrecon.ops.logs import logger_of
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint, Vector
 
-CODEC: Codec[Event] = Codec(Opened, RosterFrozen, SharesFixed, Accepted, UploadsEnded, Closed, Aborted)
-"""Events of the streams `group/ROUND.ATTEMPT/INDEX`."""
+CODEC: Codec[Event] = Codec(Opened, TakenOver, RosterFrozen, SharesFixed, Accepted, UploadsEnded, Closed, Aborted)
+"""Events of the streams of groups."""
 
 _INLINE_BYTES = 4 << 20
 """Vectors up to this size are added in the event loop: below 2 ms; larger ones in a thread."""
@@ -130,6 +137,11 @@ class Summing:
         self._moved = asyncio.Event()
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether an event of its own may be on its way into the journal."""
+        return self._turn.locked()
 
     @property
     def takes_reports(self) -> bool:
@@ -276,12 +288,7 @@ class Summing:
         except SnapshotLostError as error:
             _log.error("sum of a closed group lost", stream=self.stream, why=str(error))
             await self.abort("SUM_LOST")
-            raise Refusal(
-                grpc.StatusCode.DATA_LOSS,
-                "SUM_LOST",
-                f"The sum of group {self.group.group.hex()} cannot be read: {error}.",
-                "Its reports are void: the round goes on without them, or is tried again.",
-            ) from error
+            raise sum_lost(self.group.group, error) from error
         check_sum(total, len(self.group.reports), self.fixed_point.maximum_weight)
         return total
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.aggregator import optimizers
-from fedrecon.aggregator.attempt import Attempt
 from fedrecon.aggregator.attempts import Attempts
-from fedrecon.aggregator.group_events import Config, Phase
+from fedrecon.aggregator.closed_sums import find_closed, read_closed
+from fedrecon.aggregator.group_events import Config
 from fedrecon.aggregator.growing import ShrunkError, grow
 from fedrecon.aggregator.ingest import Staging
 from fedrecon.aggregator.measures import Measures
 from fedrecon.aggregator.merging import (
-    ClosedSum,
     MismatchedCheckpointError,
     NotFiniteError,
     RoundSum,
@@ -35,7 +34,7 @@ from fedrecon.aggregator.messages import config_of, malformed, progress_of
 from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError
 from fedrecon.aggregator.privacy import Mechanism
 from fedrecon.aggregator.secure_sum import DamagedSumError
-from fedrecon.aggregator.summing import Summing
+from fedrecon.aggregator.summing import Storage
 from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
 from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.aggregator_pb2 import (
@@ -47,6 +46,8 @@ from fedrecon.v1.aggregator_pb2 import (
     MergeResponse,
     OpenRequest,
     OpenResponse,
+    StatusRequest,
+    StatusResponse,
     WatchRequest,
     WatchResponse,
 )
@@ -62,10 +63,10 @@ class SumsService(SumsServicer):
 
     Args:
         attempts: the sums.
+        storage: where all aggregators keep theirs.
         staging: uploads on their way.
         blobs: checkpoints and optimizer states.
         target: where devices reach this aggregator, `host:port`.
-        noise_key: 32 secret bytes that the noise of private sums follows from.
         measures: what is counted.
         stopping: set when the process ends: watchers are sent away.
     """
@@ -73,18 +74,18 @@ class SumsService(SumsServicer):
     def __init__(
         self,
         attempts: Attempts,
+        storage: Storage,
         staging: Staging,
         blobs: BlobStore,
         target: str,
-        noise_key: bytes,
         measures: Measures,
         stopping: asyncio.Event,
     ) -> None:
         self._attempts = attempts
+        self._storage = storage
         self._staging = staging
         self._blobs = blobs
         self._target = target
-        self._noise_key = noise_key
         self._measures = measures
         self._stopping = stopping
 
@@ -99,7 +100,7 @@ class SumsService(SumsServicer):
         del context
         attempt = self._attempts.find(request.round)
         await asyncio.gather(*(one.end(discard=request.discard) for one in attempt.summings))
-        self._staging.drop_attempt(attempt.config.task, attempt.config.round, attempt.config.attempt)
+        self._staging.drop_part(attempt.config.key)
         return CloseResponse(groups=progress_of(attempt))
 
     async def Watch(self, request: WatchRequest, context: Any) -> AsyncIterator[WatchResponse]:  # noqa: N802
@@ -124,26 +125,25 @@ class SumsService(SumsServicer):
     async def Merge(self, request: MergeRequest, context: Any) -> MergeResponse:  # noqa: N802
         """Makes a new checkpoint out of closed groups."""
         del context
-        attempt = self._attempts.find(request.round)
-        if attempt.is_without_sums:
+        if self._attempts.is_without_sums(request.round):
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "EXPIRED",
                 "The attempt has expired: its sums were removed.",
                 "Open the next attempt; if this one should not have expired yet, compare the clocks.",
             )
-        summings = _closed_groups(attempt, request)
-        optimizer = _optimizer_of(attempt, request)
-        mechanism = _mechanism_of(attempt, request, self._noise_key)
+        closed = await find_closed(self._attempts, self._storage, request)
+        optimizer = _optimizer_of(closed.config, request)
+        mechanism = _mechanism_of(closed.config, request, self._storage.snapshots.noise_key)
         try:
-            sums = [ClosedSum(await one.read_sum(), len(one.group.reports)) for one in summings]
-            round_sum = await asyncio.to_thread(combine, sums, attempt.config, mechanism)
+            sums = await read_closed(self._attempts, self._storage, request.round, closed)
+            round_sum = await asyncio.to_thread(combine, sums, closed.config, mechanism)
         except DamagedSumError as error:
             raise Refusal(
                 grpc.StatusCode.DATA_LOSS,
                 "DAMAGED_SUM",
                 f"Nothing is merged: {error}.",
-                "Discard the attempt and open the next; look for what writes to the aggregator's folder.",
+                "Discard the attempt and open the next; look for what writes where sums lie.",
             ) from error
         if round_sum.reports < max(1, request.minimum_reports):
             raise Refusal(
@@ -160,10 +160,15 @@ class SumsService(SumsServicer):
             sum_digest=round_sum.sum_digest,
             clip_norm=round_sum.clip_norm,
         )
-        await asyncio.to_thread(self._write, request, attempt.config, round_sum, optimizer, response)
+        await asyncio.to_thread(self._write, request, closed.config, round_sum, optimizer, response)
         if optimizer is not None:
             self._measures.update_norm.labels(task=request.round.task).set(round_sum.update_norm)
         return response
+
+    async def Status(self, request: StatusRequest, context: Any) -> StatusResponse:  # noqa: N802
+        """Tells how much is at work here."""
+        del request, context
+        return StatusResponse(aggregator=self._target, open_groups=self._attempts.open_groups)
 
     async def Grow(self, request: GrowRequest, context: Any) -> GrowResponse:  # noqa: N802
         """Appends rows for new items to a checkpoint and its optimizer state."""
@@ -276,41 +281,13 @@ class SumsService(SumsServicer):
         return BlobReference(digest=self._blobs.put(content), size=len(content))
 
 
-def _closed_groups(attempt: Attempt, request: MergeRequest) -> Sequence[Summing]:
-    """Returns the groups to be merged, in the attempt's order whatever the request's.
-
-    Raises:
-        Refusal: one is unknown, named twice, not closed, or of another plan or checkpoint.
-    """
-    if not request.groups or len(set(request.groups)) != len(request.groups):
-        raise malformed("a merge names at least one group, and each once")
-    config = attempt.config
-    if (request.plan_digest, request.checkpoint_digest) != (config.plan_digest, config.checkpoint_digest):
-        raise Refusal(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "STATE_MISMATCH",
-            "The attempt was opened for another plan or checkpoint.",
-            "Name those of its opening.",
-        )
-    chosen = sorted((attempt.find(group) for group in request.groups), key=attempt.summings.index)
-    for summing in chosen:
-        if summing.group.phase is not Phase.CLOSED:
-            raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "GROUP_NOT_CLOSED",
-                f"Group {summing.group.group.hex()} is {summing.group.phase.name}.",
-                "Merge closed groups only.",
-            )
-    return chosen
-
-
-def _optimizer_of(attempt: Attempt, request: MergeRequest) -> Optimizer | None:
+def _optimizer_of(config: Config, request: MergeRequest) -> Optimizer | None:
     """Returns the server optimizer; None for an evaluation.
 
     Raises:
         Refusal: its numbers make no sense.
     """
-    if not attempt.config.segments:
+    if not config.segments:
         return None
     try:
         return optimizers.from_message(request.optimizer)
@@ -318,7 +295,7 @@ def _optimizer_of(attempt: Attempt, request: MergeRequest) -> Optimizer | None:
         raise malformed(f"the server optimizer: {error}") from error
 
 
-def _mechanism_of(attempt: Attempt, request: MergeRequest, noise_key: bytes) -> Mechanism | None:
+def _mechanism_of(config: Config, request: MergeRequest, noise_key: bytes) -> Mechanism | None:
     """Returns how the sum is made private; None if the task asks for no privacy.
 
     The seed follows from the groups, whose ids are random: the same merge has the same noise, another has another.
@@ -328,7 +305,7 @@ def _mechanism_of(attempt: Attempt, request: MergeRequest, noise_key: bytes) -> 
     """
     if not request.HasField("privacy"):
         return None
-    privacy, config = request.privacy, attempt.config
+    privacy = request.privacy
     groups = b"".join(sorted(request.groups))
     mechanism = Mechanism(
         noise_multiplier=privacy.noise_multiplier,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from functools import partial
 
 from fedrecon.coordinator.admin import ROLES, AdminService
+from fedrecon.coordinator.aggregators import Aggregators
 from fedrecon.coordinator.answers import NotDrawn
 from fedrecon.coordinator.attestation import load_attestation
 from fedrecon.coordinator.collecting import Collector
+from fedrecon.coordinator.draining import load_drained
 from fedrecon.coordinator.enrolment_service import EnrolmentService
 from fedrecon.coordinator.forgotten import Forgotten
 from fedrecon.coordinator.measures import Measures
@@ -46,14 +49,21 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     attestation = load_attestation(settings.attestation)
     journal = await connect_journal(settings)
     service.resources.push_async_callback(journal.close)
-    channel = open_service_channel(settings.aggregator_target, settings)
-    service.resources.push_async_callback(channel.close, None)
+    if not settings.aggregator_targets:
+        raise UserMistake(
+            "FEDRECON_AGGREGATOR_TARGET names no aggregator.", "Name one, or several with commas between."
+        )
+    channels = {target: open_service_channel(target, settings) for target in settings.aggregator_targets}
+    for channel in channels.values():
+        service.resources.push_async_callback(channel.close, None)
     peers = Peers(lambda target: open_service_channel(target, settings))
     service.resources.push_async_callback(peers.close)
     around = Surroundings(
         journal=journal,
         blobs=await open_blob_store(settings),
-        sums=Sums(channel),
+        aggregators=Aggregators(
+            {target: Sums(channel) for target, channel in channels.items()}, partial(load_drained, journal)
+        ),
         clock=SystemClock(),
         measures=Measures(service.metrics),
         key=ledger_key,

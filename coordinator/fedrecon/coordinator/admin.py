@@ -15,12 +15,19 @@ from typing import Any
 
 import grpc
 
-from fedrecon.coordinator import ledger, stories, tasks
+from fedrecon.coordinator import draining, ledger, stories, tasks
 from fedrecon.coordinator.collecting import Collector
+from fedrecon.coordinator.draining import AggregatorDrained, AggregatorUndrained
 from fedrecon.coordinator.editing import find_checkpoint, require_appended, require_editable
 from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
-from fedrecon.coordinator.messages import audit_messages, checkpoint_messages, round_message, task_message
+from fedrecon.coordinator.messages import (
+    audit_messages,
+    checkpoint_messages,
+    draining_messages,
+    round_message,
+    task_message,
+)
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.privacy import claim_of
 from fedrecon.coordinator.reading import Reader
@@ -65,10 +72,23 @@ ROLES = {
             "ListCheckpoints",
             "GetPrivacy",
             "ListAudit",
+            "ListAggregators",
         ),
         Role.VIEWER,
     ),
-    **dict.fromkeys(("PutBlob", "CreateTask", "EditTask", "PauseTask", "ResumeTask", "RollBack"), Role.OPERATOR),
+    **dict.fromkeys(
+        (
+            "PutBlob",
+            "CreateTask",
+            "EditTask",
+            "PauseTask",
+            "ResumeTask",
+            "RollBack",
+            "DrainAggregator",
+            "UndrainAggregator",
+        ),
+        Role.OPERATOR,
+    ),
     **dict.fromkeys(("CancelTask", "CollectBlobs"), Role.ADMIN),
 }
 """The least role for each call."""
@@ -271,6 +291,8 @@ class AdminService(AdminServicer):
         audit: list[admin_pb2.AuditEntry] = []
         for name in names:
             audit += audit_messages(name, await ledger.load_task_entries(self._around.journal, name))
+        if not request.task:
+            audit += draining_messages((await draining.load(self._around.journal))[0])
         audit.sort(key=lambda entry: entry.unix_milliseconds, reverse=True)
         return admin_pb2.ListAuditResponse(entries=audit[: request.limit or _DEFAULT_LIMIT])
 
@@ -281,6 +303,51 @@ class AdminService(AdminServicer):
         del context
         swept = await self._collector.collect(dry_run=request.dry_run)
         return admin_pb2.CollectBlobsResponse(**asdict(swept))
+
+    async def ListAggregators(  # noqa: N802
+        self, request: admin_pb2.ListAggregatorsRequest, context: Any
+    ) -> admin_pb2.ListAggregatorsResponse:
+        """Lists the aggregators of the deployment."""
+        del request, context
+        listed = await asyncio.gather(*map(self._aggregator, self._around.aggregators.targets))
+        return admin_pb2.ListAggregatorsResponse(aggregators=listed)
+
+    async def DrainAggregator(  # noqa: N802
+        self, request: admin_pb2.DrainAggregatorRequest, context: Any
+    ) -> admin_pb2.DrainAggregatorResponse:
+        """Gives an aggregator no new groups."""
+        del context
+        event = AggregatorDrained(self._known_aggregator(request.target), request.reason, _operator())
+        await draining.keep(self._around.journal, event, self._around.clock.now_milliseconds())
+        return admin_pb2.DrainAggregatorResponse(aggregator=await self._aggregator(request.target))
+
+    async def UndrainAggregator(  # noqa: N802
+        self, request: admin_pb2.UndrainAggregatorRequest, context: Any
+    ) -> admin_pb2.UndrainAggregatorResponse:
+        """Gives an aggregator groups again."""
+        del context
+        event = AggregatorUndrained(self._known_aggregator(request.target), _operator())
+        await draining.keep(self._around.journal, event, self._around.clock.now_milliseconds())
+        return admin_pb2.UndrainAggregatorResponse(aggregator=await self._aggregator(request.target))
+
+    def _known_aggregator(self, target: str) -> str:
+        if target not in self._around.aggregators.targets:
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                "UNKNOWN_AGGREGATOR",
+                f"There is no aggregator {target!r}; known are {', '.join(self._around.aggregators.targets)}.",
+                "Name one of them, as FEDRECON_AGGREGATOR_TARGET of this coordinator does.",
+            )
+        return target
+
+    async def _aggregator(self, target: str) -> admin_pb2.AggregatorState:
+        status = await self._around.aggregators.status(target)
+        return admin_pb2.AggregatorState(
+            target=target,
+            drained=target in await draining.load_drained(self._around.journal),
+            answers=status is not None,
+            open_groups=0 if status is None else status.open_groups,
+        )
 
     async def _change(self, name: str, event: tasks.Event, wanted: State) -> admin_pb2.Task:
         while True:
@@ -323,7 +390,7 @@ class AdminService(AdminServicer):
                 optimizer=spec.optimizer,
                 rows=prepared.rows,
             )
-            grown = await self._around.sums.grow(request)
+            grown = await self._around.aggregators.grow(request)
         except InvalidSpec as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, error.reason, f"{error}.", "Correct it.") from error
         except SumsAway as away:

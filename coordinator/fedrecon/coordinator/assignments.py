@@ -28,9 +28,9 @@ _SAMPLED_DOMAIN = b"fedrecon sampled 1"
 _PARTICIPATION_DOMAIN = b"fedrecon participation 1"
 
 
-def key_of(attempt: Round) -> RoundKey:
-    """Returns an attempt's key on the wire."""
-    return RoundKey(task=attempt.opened.task, round=attempt.number, attempt=attempt.attempt)
+def key_of(attempt: Round, part: int = 0) -> RoundKey:
+    """Returns the key of an attempt, or of a part of it, on the wire."""
+    return RoundKey(task=attempt.opened.task, round=attempt.number, attempt=attempt.attempt, part=part)
 
 
 def session_kind_of(kind: Kind) -> coordinator_pb2.SessionKind.ValueType:
@@ -102,25 +102,20 @@ def read_ticket(key: bytes, attempt: Round, device_key: bytes, ticket: bytes) ->
     return int.from_bytes(drawn, "little") if genuine else None
 
 
-def common_assignment(prepared: Prepared, attempt: Round, blobs: str) -> Assignment:
+def common_assignment(prepared: Prepared, attempt: Round) -> Assignment:
     """Returns what all devices of an attempt are told alike: made once, since a cohort has thousands.
 
     Args:
         prepared: What the plan gives.
         attempt: An attempt with a cohort.
-        blobs: Target of a Blobs service; empty: the aggregator's.
     """
-    assert attempt.assigned is not None  # noqa: S101 - asked for once a cohort was drawn
     spec = TaskSpec.FromString(attempt.opened.spec)
     return Assignment(
-        round=key_of(attempt),
         kind=session_kind_of(attempt.kind),
         plan=spec.plan,
         signature=spec.signature if spec.HasField("signature") else None,
         checkpoint=reference_to(attempt.opened.checkpoint),
         vocabularies=spec.vocabularies or prepared.manifest.vocabularies,
-        aggregator=attempt.assigned.aggregator,
-        blobs=blobs or attempt.assigned.aggregator,
         secure_sum=spec.secure_sum,
         work=work_of(spec, attempt.number),
         layout=None if attempt.kind is Kind.EVALUATE else prepared.layout,
@@ -131,7 +126,7 @@ def common_assignment(prepared: Prepared, attempt: Round, blobs: str) -> Assignm
 
 
 def make_assignment(
-    key: bytes, common: Assignment, attempt: Round, slot: Slot, device_key: bytes, now: int
+    key: bytes, common: Assignment, attempt: Round, slot: Slot, device_key: bytes, blobs: str, now: int
 ) -> Assignment:
     """Returns what one device is told; the same slot gives the same session whenever it asks.
 
@@ -141,15 +136,19 @@ def make_assignment(
         attempt: The attempt.
         slot: The device's place in it.
         device_key: The device's.
+        blobs: Target of a Blobs service; empty: the aggregator's.
         now: Unix milliseconds.
     """
     assert attempt.assigned is not None  # noqa: S101 - a slot exists only in a cohort
     assignment = Assignment()
     assignment.CopyFrom(common)
     assignment.session = slot.session
+    assignment.round.CopyFrom(key_of(attempt, slot.part))
+    assignment.aggregator = attempt.parts[slot.part].aggregator
+    assignment.blobs = blobs or assignment.aggregator
     assignment.report_within_milliseconds = max(attempt.reporting_ends - now, 0)
-    assignment.round_token = issue_token(key, common.round, slot.session, attempt.assigned.groups_expire_at)
-    assignment.session_key = session_key(key, common.round, slot.session, device_key)
+    assignment.round_token = issue_token(key, assignment.round, slot.session, attempt.assigned.groups_expire_at)
+    assignment.session_key = session_key(key, assignment.round, slot.session, device_key)
     return assignment
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fedrecon.coordinator import draining
 from fedrecon.coordinator.assignments import key_of, reference_to, session_kind_of
+from fedrecon.coordinator.draining import AggregatorDrained, AggregatorUndrained
 from fedrecon.coordinator.entries import Entry
 from fedrecon.coordinator.round_events import Outcome
 from fedrecon.coordinator.round_state import Phase, Round
@@ -145,6 +147,19 @@ def audit_messages(name: str, entries: list[Entry[Event]]) -> list[admin_pb2.Aud
         audit.append(
             admin_pb2.AuditEntry(unix_milliseconds=entry.at, operator=operator, action=action, task=name, reason=reason)
         )
+    return audit
+
+
+def draining_messages(entries: list[Entry[draining.Event]]) -> list[admin_pb2.AuditEntry]:
+    """Returns what operators changed about aggregators, oldest first."""
+    audit = []
+    for entry in entries:
+        match entry.event:
+            case AggregatorDrained(target, reason, operator):
+                action, told = "DrainAggregator", f"{target}: {reason}" if reason else target
+            case AggregatorUndrained(target, operator):
+                action, told = "UndrainAggregator", target
+        audit.append(admin_pb2.AuditEntry(unix_milliseconds=entry.at, operator=operator, action=action, reason=told))
     return audit
 
 

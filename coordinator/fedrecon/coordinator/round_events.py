@@ -106,10 +106,29 @@ class Slot:
     Attributes:
         session: Random id of the assignment, 16 bytes.
         device: Mark of the device, different in every round, so that the journal links no device over rounds.
+        part: Part of the attempt that it reports to.
     """
 
     session: bytes
     device: bytes
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The groups of an attempt that one aggregator opened.
+
+    Attributes:
+        aggregator: Target where devices reach it.
+        groups: The groups.
+        cohort_size: Devices that they were opened for.
+        report_goal: Reports wanted of them.
+    """
+
+    aggregator: str
+    groups: tuple[bytes, ...]
+    cohort_size: int
+    report_goal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +184,9 @@ class Assigned:
         slots: The devices' places.
         waiting: Devices that it was drawn from.
         groups: Sum groups opened for it.
-        aggregator: Target where devices reach them.
+        aggregator: Target where devices reach them, or those of the first part.
         groups_expire_at: When groups that nobody closes are given up.
+        parts: Which groups were opened where, if on several aggregators; empty: all on one.
     """
 
     slots: tuple[Slot, ...]
@@ -174,6 +194,20 @@ class Assigned:
     groups: tuple[bytes, ...]
     aggregator: str
     groups_expire_at: int
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsMoved:
+    """Another aggregator holds groups of the attempt, since the one that held them was gone.
+
+    Attributes:
+        part: The part of the attempt.
+        aggregator: Target where devices reach it from now on.
+    """
+
+    part: int
+    aggregator: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +289,7 @@ class Abandoned:
     retry_at: int
 
 
-Event = Opened | Assigned | SessionsFinished | ReportingEnded | GroupsClosed | Committed | Abandoned
+Event = Opened | Assigned | GroupsMoved | SessionsFinished | ReportingEnded | GroupsClosed | Committed | Abandoned
 
 
-EVENT_TYPES = (Opened, Assigned, SessionsFinished, ReportingEnded, GroupsClosed, Committed, Abandoned)
+EVENT_TYPES = (Opened, Assigned, GroupsMoved, SessionsFinished, ReportingEnded, GroupsClosed, Committed, Abandoned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -16,6 +16,7 @@ from fedrecon.coordinator.round_events import (
     Kind,
     Opened,
     Outcome,
+    Part,
     ReportingEnded,
     Slot,
     Terms,
@@ -58,6 +59,7 @@ class Round:
         closed: Its sums.
         committed: What it made.
         abandoned: Why it was given up.
+        moved: Where parts of it lie that do not lie where they were opened.
         by_device: Places of its cohort by the mark of their device.
         by_session: The same by their session.
     """
@@ -74,6 +76,7 @@ class Round:
     closed: GroupsClosed | None = None
     committed: Committed | None = None
     abandoned: Abandoned | None = None
+    moved: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     by_device: Mapping[bytes, Slot] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
     by_session: Mapping[bytes, Slot] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
 
@@ -101,6 +104,17 @@ class Round:
     def slots(self) -> tuple[Slot, ...]:
         """Places of its cohort."""
         return () if self.assigned is None else self.assigned.slots
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its groups by the aggregator that holds them now; one part where all are on one, none before a cohort."""
+        if self.assigned is None:
+            return ()
+        whole = Part(self.assigned.aggregator, self.assigned.groups, self.terms.cohort_size, self.terms.report_goal)
+        return tuple(
+            replace(part, aggregator=self.moved.get(number, part.aggregator))
+            for number, part in enumerate(self.assigned.parts or (whole,))
+        )
 
     @property
     def reporting_ends(self) -> int:

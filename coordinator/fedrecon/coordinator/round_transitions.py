@@ -15,6 +15,7 @@ from fedrecon.coordinator.round_events import (
     EndedBecause,
     Event,
     GroupsClosed,
+    GroupsMoved,
     IllegalEvent,
     Opened,
     ReportingEnded,
@@ -28,9 +29,11 @@ TRANSITIONS: Mapping[tuple[Phase | None, type[Event]], Phase] = MappingProxyType
         (Phase.ABANDONED, Opened): Phase.SELECTING,
         (Phase.SELECTING, Assigned): Phase.REPORTING,
         (Phase.SELECTING, Abandoned): Phase.ABANDONED,
+        (Phase.REPORTING, GroupsMoved): Phase.REPORTING,
         (Phase.REPORTING, SessionsFinished): Phase.REPORTING,
         (Phase.REPORTING, ReportingEnded): Phase.AGGREGATING,
         (Phase.REPORTING, Abandoned): Phase.ABANDONED,
+        (Phase.AGGREGATING, GroupsMoved): Phase.AGGREGATING,
         (Phase.AGGREGATING, SessionsFinished): Phase.AGGREGATING,
         (Phase.AGGREGATING, GroupsClosed): Phase.AGGREGATING,
         (Phase.AGGREGATING, Committed): Phase.COMMITTED,
@@ -72,6 +75,8 @@ def next_phase(attempt: Round | None, event: Event, now: int) -> Phase:
     match event:
         case Assigned():
             _check_assigned(attempt, event)
+        case GroupsMoved():
+            _check_moved(attempt, event)
         case SessionsFinished():
             _check_finished(attempt, event)
         case ReportingEnded():
@@ -109,6 +114,18 @@ def _check_assigned(attempt: Round, event: Assigned) -> None:
         raise IllegalEvent("a device has two slots")
     if not event.groups:
         raise IllegalEvent("a cohort without a sum group")
+    in_parts = tuple(group for part in event.parts for group in part.groups)
+    if event.parts and (in_parts != event.groups or event.parts[0].aggregator != event.aggregator):
+        raise IllegalEvent("the parts of an attempt have other groups than the attempt")
+    if not all(0 <= slot.part < max(len(event.parts), 1) for slot in event.slots):
+        raise IllegalEvent("a device reports to a part that there is not")
+
+
+def _check_moved(attempt: Round, event: GroupsMoved) -> None:
+    if not 0 <= event.part < len(attempt.parts):
+        raise IllegalEvent(f"part {event.part} of an attempt that has {len(attempt.parts)} cannot move")
+    if event.aggregator == attempt.parts[event.part].aggregator:
+        raise IllegalEvent(f"part {event.part} is at {event.aggregator} already")
 
 
 def _check_finished(attempt: Round, event: SessionsFinished) -> None:

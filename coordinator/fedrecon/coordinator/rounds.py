@@ -26,6 +26,7 @@ from fedrecon.coordinator.round_events import (
     EndedBecause,
     Event,
     GroupsClosed,
+    GroupsMoved,
     Opened,
     Outcome,
     ReportingEnded,
@@ -112,6 +113,8 @@ def step(attempt: Round | None, event: Event, now: int) -> tuple[Round, tuple[Ef
                 by_session=MappingProxyType({slot.session: slot for slot in event.slots}),
             )
             return after, (SendAssignments(), WatchGroups())
+        case GroupsMoved():
+            return replace(after, moved=MappingProxyType({**attempt.moved, event.part: event.aggregator})), ()
         case SessionsFinished():
             ends = {finish.session: finish for finish in event.finished}
             return replace(after, finishes=MappingProxyType({**attempt.finishes, **ends})), ()

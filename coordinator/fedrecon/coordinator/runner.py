@@ -16,10 +16,12 @@ import asyncio
 import secrets
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fedrecon.coordinator import round_events, rounds, tasks
 from fedrecon.coordinator.adoption import Adoption
+from fedrecon.coordinator.aggregators import OpenedPart
 from fedrecon.coordinator.answers import NOT_DRAWN, Answer, Drawn, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import mark_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
@@ -28,19 +30,20 @@ from fedrecon.coordinator.endings import Endings
 from fedrecon.coordinator.following import Following
 from fedrecon.coordinator.handing_over import HandedOver
 from fedrecon.coordinator.over_selection import learned_share
+from fedrecon.coordinator.parting import PartSize, part_sizes, places
 from fedrecon.coordinator.plausibility import doubt
 from fedrecon.coordinator.population import Census
-from fedrecon.coordinator.round_events import IllegalEvent, Kind, Opened, Slot, Terms
+from fedrecon.coordinator.round_events import GroupsMoved, IllegalEvent, Kind, Opened, Part, Slot, Terms
 from fedrecon.coordinator.round_state import Round, Seen
 from fedrecon.coordinator.specs import kind_of, terms_of
-from fedrecon.coordinator.sums import (
-    SumsAway,
-    SumsRefused,
+from fedrecon.coordinator.sum_requests import (
+    Progress,
     committed_of,
     group_milliseconds,
     merge_request,
     open_request,
 )
+from fedrecon.coordinator.sums import SumsAway, SumsRefused
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned, CheckpointCommitted, CheckpointEvaluated, State, likeness_of
 from fedrecon.coordinator.timetable import NEVER, has_reached_its_end, is_held, may_open, next_instant
@@ -50,7 +53,7 @@ from fedrecon.ops.journal import JournalUnavailable, LeaseLost, StaleWriter
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.tokens import SESSION_BYTES
 from fedrecon.v1.aggregator_pb2 import OpenRequest
-from fedrecon.v1.task_pb2 import TaskSpec
+from fedrecon.v1.task_pb2 import SUM_PROTOCOL_SECAGG_PLUS, TaskSpec
 
 _ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
@@ -98,6 +101,7 @@ class Runner:
         self._upkeep = Upkeep(around, self.book)
         self._drawing = Drawing(name, around, self.waiting, self.handed_over, self.book.now)
         self._groups_expire_at = 0
+        self._spread: tuple[tuple[PartSize, ...], tuple[str, ...]] = ((), ())
         self._gathering_since = 0
         self._woken = asyncio.Event()
         self._beside: set[asyncio.Task[None]] = set()
@@ -314,14 +318,16 @@ class Runner:
             return
         terms = attempt.terms
         lifetime = group_milliseconds(terms)
-        if self._groups_expire_at == 0:  # the same for every try, so that the call stays the same
+        if self._groups_expire_at == 0:  # the same for every try, so that the calls stay the same
             self._groups_expire_at = now + lifetime
+            self._spread = await self._spread_out(attempt)
         if now + lifetime // 2 > self._groups_expire_at:
             await self._abandon(attempt, "its groups would expire before they are merged", now)
             return
-        request = self._open_request(attempt, self._groups_expire_at)
+        sizes, targets = self._spread
+        requests = [self._open_request(attempt, self._groups_expire_at, *each) for each in enumerate(sizes)]
         try:
-            opened = await self.around.sums.open(request)
+            opened = await self.around.aggregators.open(requests, targets)
         except SumsAway as away:
             self._log.warning("aggregator away", why=str(away))
             self._begin_window(self.book.now())
@@ -330,13 +336,31 @@ class Runner:
             await self._abandon(attempt, f"the aggregator refused to open groups: {refused}", self.book.now())
             return
         slots = tuple(
-            Slot(secrets.token_bytes(SESSION_BYTES), mark_of(self.around.key, attempt, device)) for device in drawn
+            Slot(secrets.token_bytes(SESSION_BYTES), mark_of(self.around.key, attempt, device), part)
+            for device, part in zip(drawn, places(sizes, len(drawn)), strict=True)
         )
-        assigned = round_events.Assigned(slots, waited, tuple(opened.groups), opened.aggregator, self._groups_expire_at)
+        parts = tuple(
+            Part(each.aggregator, each.groups, size.cohort_size, size.report_goal)
+            for each, size in zip(opened, sizes, strict=True)
+        )
+        groups = tuple(group for part in parts for group in part.groups)
+        expire_at = self._groups_expire_at
+        several = parts if len(parts) > 1 else ()
+        assigned = round_events.Assigned(slots, waited, groups, parts[0].aggregator, expire_at, several)
         applied = await self._record(attempt.number, assigned)
         for device, slot in zip(drawn, slots, strict=True):
             self.waiting.answer(device, Drawn(applied, slot))
         self.waiting.answer_all(NotDrawn(NOT_DRAWN))
+
+    async def _spread_out(self, attempt: Round) -> tuple[tuple[PartSize, ...], tuple[str, ...]]:
+        """Returns the parts of an attempt's groups, and where they are opened: each round begins at the next one."""
+        targets = await self.around.aggregators.ready()
+        first = attempt.number % max(len(targets), 1)
+        spec = TaskSpec.FromString(attempt.opened.spec)
+        whole = PartSize(attempt.terms.cohort_size, attempt.terms.report_goal)
+        is_masked = spec.secure_sum.protocol == SUM_PROTOCOL_SECAGG_PLUS
+        sizes = part_sizes(whole, spec.secure_sum.maximum_reports, len(targets), is_masked=is_masked)
+        return sizes, (*targets[first:], *targets[:first])
 
     async def _abandon(self, attempt: Round, reason: str, now: int) -> None:
         event = rounds.abandon(attempt, reason, now)
@@ -396,24 +420,43 @@ class Runner:
         if self._job is not None and self._job is not asyncio.current_task():
             self._job.cancel()
 
-    def _opened(self, attempt: Round) -> tuple[OpenRequest, tuple[bytes, ...]]:
+    def _opened(self, attempt: Round) -> tuple[OpenedPart, ...]:
         assert attempt.assigned is not None  # noqa: S101 - groups are opened with the cohort
-        return self._open_request(attempt, attempt.assigned.groups_expire_at), attempt.assigned.groups
-
-    def _open_request(self, attempt: Round, expire_at: int) -> OpenRequest:
-        return open_request(
-            attempt, TaskSpec.FromString(attempt.opened.spec), self.adoption.prepared_for(attempt), expire_at
+        expire_at = attempt.assigned.groups_expire_at
+        return tuple(
+            OpenedPart(
+                self._open_request(attempt, expire_at, number, PartSize(part.cohort_size, part.report_goal)),
+                part.groups,
+                part.aggregator,
+            )
+            for number, part in enumerate(attempt.parts)
         )
+
+    def _open_request(self, attempt: Round, expire_at: int, part: int, size: PartSize) -> OpenRequest:
+        spec, prepared = TaskSpec.FromString(attempt.opened.spec), self.adoption.prepared_for(attempt)
+        return open_request(attempt, spec, prepared, expire_at, part, size)
+
+    async def _note_place(self, opened: Opened, part: int, aggregator: str) -> None:
+        """Keeps where a part of an attempt lies, if that has changed: devices that ask are told."""
+        attempt = self.book.attempt
+        if attempt is None or attempt.opened != opened or attempt.is_over:
+            return  # what is given up need not be found
+        if attempt.parts[part].aggregator != aggregator:
+            self._log.warning("sum groups moved", round=attempt.number, part=part, aggregator=aggregator)
+            await self._record(attempt.number, GroupsMoved(part, aggregator))
+
+    def _note_progress(self, progress: Progress | None) -> None:
+        if progress is None:
+            self._seen = replace(self._seen, reports=None)
+        else:
+            self._seen = replace(self._seen, reports=progress.reports, voided=progress.voided)
+            self.around.measures.note_reports(self.name, progress.reports)
+        self._woken.set()
 
     async def _watch(self, attempt: Round) -> None:
         try:
-            async for progress in self.around.sums.follow(*self._opened(attempt)):
-                if progress is None:
-                    self._seen = replace(self._seen, reports=None)
-                else:
-                    self._seen = replace(self._seen, reports=progress.reports, voided=progress.voided)
-                    self.around.measures.note_reports(self.name, progress.reports)
-                self._woken.set()
+            located = partial(self._note_place, attempt.opened)
+            await self.around.aggregators.follow(self._opened(attempt), self._note_progress, located)
         except SumsRefused as refused:
             await self._abandon(attempt, f"the aggregator gave the round up: {refused}", self.book.now())
         else:  # before anybody closed them: there is no more to wait for
@@ -422,7 +465,8 @@ class Runner:
 
     async def _close(self, attempt: Round) -> None:
         try:
-            closed = await self.around.sums.close(*self._opened(attempt))
+            located = partial(self._note_place, attempt.opened)
+            closed = await self.around.aggregators.close(self._opened(attempt), located)
         except SumsRefused as refused:
             await self._abandon(attempt, f"the aggregator cannot close the groups: {refused}", self.book.now())
             return
@@ -435,7 +479,7 @@ class Runner:
         if spec.HasField("privacy") and self.book.task.spent_for != this_sum:  # before there is a noisy sum to release
             await self.book.record_task(tasks.PrivacySpent(*this_sum))
         try:
-            merged = await self.around.sums.merge(request, *self._opened(attempt))
+            merged = await self.around.aggregators.merge(request, self._opened(attempt))
         except SumsRefused as refused:
             await self._abandon(attempt, f"no checkpoint could be made: {refused}", self.book.now())
             return
@@ -461,9 +505,9 @@ class Runner:
         )
 
     async def _discard(self, attempt: Round) -> None:
-        request, groups = self._opened(attempt)
         try:
-            await self.around.sums.close(request, groups, discard=True)
+            located = partial(self._note_place, attempt.opened)
+            await self.around.aggregators.close(self._opened(attempt), located, discard=True)
         except SumsRefused as refused:
             self._log.warning("groups not discarded", why=str(refused))
 

@@ -39,6 +39,8 @@ from fedrecon.v1.coordinator_pb2 import (
     FinishSessionResponse,
     HandOverRequest,
     HandOverResponse,
+    LocateRequest,
+    LocateResponse,
     Rejection,
     RejectionReason,
     ReportFate,
@@ -49,6 +51,7 @@ from fedrecon.v1.coordinator_pb2_grpc import CandidatesServicer, CoordinatorServ
 
 CHECK_IN = "/fedrecon.v1.Coordinator/CheckIn"
 FINISH_SESSION = "/fedrecon.v1.Coordinator/FinishSession"
+LOCATE = "/fedrecon.v1.Coordinator/Locate"
 LONGEST_WAIT_MILLISECONDS = 30_000
 ANSWER_MARGIN_MILLISECONDS = 1_000
 """Time kept back so that an answer arrives before the caller's deadline."""
@@ -125,28 +128,10 @@ class CoordinatorService(CoordinatorServicer):
     ) -> FinishSessionResponse:
         """Ends a session and tells what became of its report. See `coordinator.proto`."""
         del context
-        key, around = request.round, self._roster.around
+        key = request.round
         if request.outcome == coordinator_pb2.SESSION_OUTCOME_UNSPECIFIED:
             raise _refuse("OUTCOME_REQUIRED", "The session's outcome is not stated.", "State how it ended.")
-        try:
-            # Without a moment: who comes after the token's expiry still learns what became of the report.
-            issuer = verify_token(around.token_keys, key, request.session, request.round_token, 0)
-        except BadTokenError as error:
-            raise Refusal(
-                grpc.StatusCode.PERMISSION_DENIED,
-                "BAD_ROUND_TOKEN",
-                f"The session cannot be ended: {error}.",
-                "Send session, round and token as the assignment gave them.",
-            ) from error
-        require_proof(
-            issuer,
-            FINISH_SESSION,
-            request,
-            request.credentials,
-            key,
-            request.session,
-            is_required=self._proves_sessions,
-        )
+        self._prove(FINISH_SESSION, request)
         if len(request.shape) > _LONGEST_SHAPE or not _SHAPE_CHARACTERS.issuperset(request.shape):
             raise _refuse(
                 "BAD_SHAPE",
@@ -170,6 +155,42 @@ class CoordinatorService(CoordinatorServicer):
         )
         return FinishSessionResponse(fate=fate, retry_windows=_on_wire(windows))
 
+    async def Locate(self, request: LocateRequest, context: Any) -> LocateResponse:  # noqa: N802
+        """Tells where a session's sum lies now. See `coordinator.proto`."""
+        del context
+        self._prove(LOCATE, request)
+        runner = self._roster.runners.get(request.round.task)
+        attempt = await self._attempt(runner if runner is not None and runner.can_answer else None, request)
+        return LocateResponse(aggregator=attempt.parts[request.round.part].aggregator)
+
+    def _prove(self, method: str, request: FinishSessionRequest | LocateRequest) -> None:
+        """Returns if a session's token says that it was assigned, and its MAC that this device speaks.
+
+        Raises:
+            Refusal: It was not, or another one does.
+        """
+        try:
+            # Without a moment: who comes after the token's expiry still learns what became of the report.
+            issuer = verify_token(
+                self._roster.around.token_keys, request.round, request.session, request.round_token, 0
+            )
+        except BadTokenError as error:
+            raise Refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "BAD_ROUND_TOKEN",
+                f"The session is not known: {error}.",
+                "Send session, round and token as the assignment gave them.",
+            ) from error
+        require_proof(
+            issuer,
+            method,
+            request,
+            request.credentials,
+            request.round,
+            request.session,
+            is_required=self._proves_sessions,
+        )
+
     async def _pass_on(self, follower: Runner, request: FinishSessionRequest) -> FinishSessionResponse:
         """Lets the coordinator that leads the task end a session: only it writes the task's rounds."""
         around = self._roster.around
@@ -181,7 +202,7 @@ class CoordinatorService(CoordinatorServicer):
         except ConnectionError as error:
             raise _recovering() from error
 
-    async def _attempt(self, runner: Runner | None, request: FinishSessionRequest) -> Round:
+    async def _attempt(self, runner: Runner | None, request: FinishSessionRequest | LocateRequest) -> Round:
         """Finds a session's attempt: a genuine token names only what was assigned, unless the journal was lost."""
         key = request.round
         if runner is None:
@@ -214,7 +235,9 @@ class CoordinatorService(CoordinatorServicer):
                 around = runner.around
                 now = around.clock.now_milliseconds()
                 common = self._common(runner, attempt)
-                assignment = make_assignment(around.token_keys.newest, common, attempt, slot, device_key, now)
+                assignment = make_assignment(
+                    around.token_keys.newest, common, attempt, slot, device_key, around.blobs_target, now
+                )
                 return CheckInResponse(
                     assignment=assignment, retry_windows=_on_wire(windows), minimum_examples=minimum_examples
                 )
@@ -238,7 +261,7 @@ class CoordinatorService(CoordinatorServicer):
         which = runner.name, attempt.number, attempt.attempt
         if which not in self._assignments:
             prepared = runner.adoption.prepared_for(attempt)
-            made = common_assignment(prepared, attempt, runner.around.blobs_target)
+            made = common_assignment(prepared, attempt)
             self._assignments = dict([*self._assignments.items(), (which, made)][-_ASSIGNMENTS_KEPT:])
         return self._assignments[which]
 

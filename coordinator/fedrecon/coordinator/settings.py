@@ -14,7 +14,9 @@ class CoordinatorSettings(Settings):
     coordinator_advertised: str = Field(
         "", description="host:port where other coordinators reach this one, where it differs from what is opened"
     )
-    aggregator_target: str = Field("127.0.0.1:7002", description="where the aggregator's Sums service answers")
+    aggregator_target: str = Field(
+        "127.0.0.1:7002", description="where the aggregator's Sums service answers; of several, separated by commas"
+    )
     blobs_target: str = Field("", description="Blobs service that devices are told; empty is the aggregator's own")
     enrolment_token_minutes: float = Field(
         60.0, ge=1, le=1_440, description="how long an enrolment lasts; devices renew it by themselves"
@@ -34,3 +36,9 @@ class CoordinatorSettings(Settings):
     kept_checkpoints: int = Field(
         20, ge=1, description="newest commits of a task that can be rolled back to: their blobs are kept"
     )
+
+    @property
+    def aggregator_targets(self) -> tuple[str, ...]:
+        """All aggregators, each once."""
+        named = (target.strip() for target in self.aggregator_target.split(","))
+        return tuple(dict.fromkeys(target for target in named if target))

@@ -79,10 +79,13 @@ def _sentence(at: int, event: round_events.Event) -> str:  # noqa: PLR0911 - one
         case round_events.Opened():
             return _opened(event)
         case round_events.Assigned():
+            targets = list(dict.fromkeys(part.aggregator for part in event.parts)) or [event.aggregator]
             return (
                 f"Of {_count(event.waiting, 'device')} that waited, {len(event.slots)} were drawn and assigned; they "
-                f"report to {event.aggregator}."
+                f"report to {' and '.join(targets)}."
             )
+        case round_events.GroupsMoved():
+            return f"Part {event.part} of the sum groups was taken over by {event.aggregator}."
         case round_events.SessionsFinished():
             counted = Counter(finish.outcome for finish in event.finished)
             ended = ", ".join(f"{counted[outcome]} {_TOLD[outcome]}" for outcome in Outcome if outcome in counted)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedrecon.coordinator.aggregators import Aggregators
 from fedrecon.coordinator.measures import Measures
 from fedrecon.coordinator.peers import Peers
-from fedrecon.coordinator.sums import Sums
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.clock import Clock
 from fedrecon.ops.journal import Journal
@@ -20,7 +20,7 @@ class Surroundings:
     Attributes:
         journal: Where events are kept.
         blobs: Where plans and vocabularies lie.
-        sums: The aggregator.
+        aggregators: All of them.
         clock: The time.
         measures: What is counted.
         key: Of marks, tickets and the names of devices in ledgers: it is never replaced.
@@ -35,7 +35,7 @@ class Surroundings:
 
     journal: Journal
     blobs: BlobStore
-    sums: Sums
+    aggregators: Aggregators
     clock: Clock
     measures: Measures
     key: bytes

@@ -107,7 +107,7 @@ class FsspecBlobs:
         for path, status in self._store.find(self._root, detail=True).items():
             folder, _, name = path.rpartition("/")
             for digest in digest_in(name):
-                if not folder.endswith(f"/{_CONDEMNED}"):
+                if folder == f"{self._root.rstrip('/')}/{name[:2]}":  # not condemnations, nor places within this one
                     yield StoredBlob(digest, int(status["size"]), self._written(path, status))
 
     def refresh(self, digest: bytes) -> None:

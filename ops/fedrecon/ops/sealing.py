@@ -9,13 +9,11 @@ before. A wrong key, other associated bytes and a changed file cannot be told ap
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fedrecon.ops.blobs import LocalBlobs
+from fedrecon.ops.blobs import BlobStore
 
 KEY_BYTES = 32
 SEALED_OVERHEAD_BYTES = 4 + 12 + 16
@@ -78,23 +76,23 @@ def open_sealed(key: bytes, sealed: bytes, associated: bytes) -> bytes:
         ) from error
 
 
-class SealedFolder:
-    """Sealed contents in a folder, named by the digest of their sealed bytes.
+class SealedBlobs:
+    """Sealed contents in a place of their own, named by the digest of their sealed bytes.
 
     The digest goes into the journal: a file that was replaced by an older one cannot pass for the newest.
 
     Args:
-        folder: Where they lie; made if missing.
+        blobs: Where they lie.
         key: 32 bytes.
 
     Raises:
         ValueError: If the key has another length.
     """
 
-    def __init__(self, folder: Path | str, key: bytes) -> None:
+    def __init__(self, blobs: BlobStore, key: bytes) -> None:
         _cipher(key)
         self._key = key
-        self._files = LocalBlobs(folder)
+        self._blobs = blobs
 
     def put(self, content: bytes, associated: bytes) -> bytes:
         """Keep a content sealed; when this returns, it survives loss of power.
@@ -105,7 +103,7 @@ class SealedFolder:
         Raises:
             StorageFull: If the disk is full; nothing is left behind.
         """
-        return self._files.put(seal(self._key, content, associated))
+        return self._blobs.put(seal(self._key, content, associated))
 
     def read(self, digest: bytes, associated: bytes) -> bytes:
         """Return a content.
@@ -115,15 +113,28 @@ class SealedFolder:
             CorruptBlob: If the file was damaged.
             SealBroken: If it does not open.
         """
-        return open_sealed(self._key, self._files.read(digest), associated)
+        return open_sealed(self._key, self._blobs.read(digest), associated)
 
     def delete(self, digest: bytes) -> None:
         """Remove a content; nothing happens if it is not here."""
-        self._files.delete(digest)
+        self._blobs.delete(digest)
 
-    def digests(self) -> Iterator[bytes]:
-        """Return the digests of all contents, so that their owner can delete those that nothing names any more."""
-        return self._files.digests()
+    def sweep(self, named: frozenset[bytes], since_milliseconds: int) -> int:
+        """Remove contents that nothing names and that nobody has written since an instant.
+
+        Args:
+            named: Digests of those that are needed.
+            since_milliseconds: Unix milliseconds.
+
+        Returns:
+            How many were removed.
+        """
+        old = [
+            blob.digest
+            for blob in self._blobs.stored()
+            if blob.digest not in named and blob.written_milliseconds < since_milliseconds
+        ]
+        return sum(self._blobs.delete_unless_written(digest, since_milliseconds) for digest in old)
 
 
 def _cipher(key: bytes) -> AESGCM:

@@ -7,6 +7,7 @@ error of its own, since it may come back by itself.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from fedrecon.ops.blobs import BlobStore, open_blobs
 from fedrecon.ops.journal import DurabilityRefused
@@ -45,7 +46,20 @@ async def open_blob_store(settings: Settings) -> BlobStore:
     Raises:
         UserMistake: It is of a kind that cannot keep blobs, or needs a package that is not installed.
     """
+    return await open_place(settings.blobs_place, "FEDRECON_BLOBS_URL")
+
+
+async def open_place(place: str | Path, variable: str) -> BlobStore:
+    """Open a place for blobs, without holding up the event loop.
+
+    Args:
+        place: A folder or object store.
+        variable: The setting that names it.
+
+    Raises:
+        UserMistake: It is of a kind that cannot keep blobs, or needs a package that is not installed.
+    """
     try:
-        return await asyncio.to_thread(open_blobs, settings.blobs_place)
+        return await asyncio.to_thread(open_blobs, place)
     except (ValueError, ImportError) as error:
-        raise UserMistake(f"FEDRECON_BLOBS_URL: {error}.", "Name a folder or an object store.") from error
+        raise UserMistake(f"{variable}: {error}.", "Name a folder or an object store.") from error

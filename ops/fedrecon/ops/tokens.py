@@ -60,4 +60,6 @@ def _mac(key: bytes, domain: bytes, round_key: RoundKey, session: bytes, last: b
     task = round_key.task.encode()
     numbers = [len(task), round_key.round, round_key.attempt, len(session)]
     parts = [domain, *(number.to_bytes(8, "little") for number in numbers), task, session, last]
+    if round_key.part:  # one of several: a session opens no other, or its report could be counted in two
+        parts.append(round_key.part.to_bytes(8, "little"))
     return hmac.digest(key, b"".join(parts), "sha256")

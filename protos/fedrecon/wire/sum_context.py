@@ -30,6 +30,9 @@ SERVER_NONCE_BYTES = 32
 SMALLEST_GROUP = 3
 """Of two, each could take its own report away from the sum."""
 
+_SPARE_SHARE = 10
+"""One spare member for so many wanted reports."""
+
 _CONTEXT_LABEL = "fedrecon secure sum context 2"
 _ROSTER_LABEL = "fedrecon secure sum roster 1"
 _KEYS_LABEL = "fedrecon secure sum keys 1"
@@ -38,6 +41,39 @@ _SEED_LABEL = "fedrecon secure sum seed 1"
 
 class BadKeysError(ValueError):
     """A member's keys are not signed by its device key, for this attempt and this session."""
+
+
+def expected_members(cohort_size: int, report_goal: int) -> int:
+    """Returns how many devices the groups of a cohort wait for, all together.
+
+    Under `trusted` the whole cohort may report. A masked sum takes devices whose update is ready, so only those that
+    are lost between their keys and their vector must be made up for: a tenth more than are wanted.
+
+    Args:
+        cohort_size: devices that are assigned.
+        report_goal: reports that are wanted under a masked protocol; 0 under `trusted`.
+
+    Example:
+        >>> expected_members(130, 0), expected_members(130, 100), expected_members(105, 100)
+        (130, 110, 105)
+    """
+    if not report_goal:
+        return cohort_size
+    return min(cohort_size, report_goal + -(-report_goal // _SPARE_SHARE))
+
+
+def groups_needed(expected: int, maximum_reports: int) -> int:
+    """Returns how many groups so many members need.
+
+    Args:
+        expected: members of all groups.
+        maximum_reports: most reports of one group.
+
+    Example:
+        >>> groups_needed(110, 100), groups_needed(1, 100)
+        (2, 1)
+    """
+    return max(1, -(-expected // maximum_reports))
 
 
 @dataclass(frozen=True, slots=True)
