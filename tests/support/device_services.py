@@ -33,6 +33,8 @@ from fedrecon.v1.coordinator_pb2 import (
     CheckInResponse,
     FinishSessionRequest,
     FinishSessionResponse,
+    LocateRequest,
+    LocateResponse,
 )
 from fedrecon.wire import chunks
 from fedrecon.wire.digests import digest_of
@@ -81,6 +83,9 @@ class Services:
         self.check_ins = [CheckInResponse(assignment=assignment, retry_windows=WINDOWS, minimum_examples=2)]
         self.finish = FinishSessionResponse(fate=coordinator_pb2.REPORT_FATE_PENDING, retry_windows=WINDOWS)
         self.finished = FinishSessionRequest()
+        self.found = assignment.aggregator
+        self.gone: dict[str, CallFailedError] = {}
+        self.reached: list[tuple[str, str]] = []
         self.sleeps: list[float] = []
         self.sent: list[bytes] = []
 
@@ -108,6 +113,9 @@ class Services:
 
     def call(self, request: Any) -> Message:
         name = request.method.name
+        self.reached.append((name, request.target))
+        if request.target in self.gone:
+            raise self.gone[request.target]
         self.calls.append((name, request.body))
         self.sent.append(request.body)
         self.now += 0.01
@@ -127,6 +135,10 @@ class Services:
         self.finished = FinishSessionRequest.FromString(body)
         return self.finish
 
+    def Locate(self, body: bytes) -> LocateResponse:  # noqa: N802
+        assert LocateRequest.FromString(body).round_token == b"a round token"
+        return LocateResponse(aggregator=self.found)
+
     def Join(self, body: bytes) -> JoinResponse:  # noqa: N802
         assert JoinRequest.FromString(body).proof.round_token == b"a round token"
         return JoinResponse(group=b"g" * 16, phase=aggregator_pb2.GROUP_PHASE_UPLOADING)
@@ -140,6 +152,9 @@ class Services:
         )
 
     def fetch(self, request: Any) -> None:
+        self.reached.append(("Fetch", request.target))
+        if request.target in self.gone:
+            raise self.gone[request.target]
         question = FetchRequest.FromString(request.body)
         self.calls.append(("Fetch", request.body))
         self.sent.append(request.body)
@@ -153,6 +168,9 @@ class Services:
             request.take(chunk)
 
     def upload(self, request: Any) -> UploadResponse:
+        self.reached.append(("Upload", request.target))
+        if request.target in self.gone:
+            raise self.gone[request.target]
         self.calls.append(("Upload", b""))
         parts = [UploadRequest.FromString(part) for part in request.parts()]
         self.sent.extend(request.parts())

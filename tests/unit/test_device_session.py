@@ -399,3 +399,56 @@ def test_reasons_and_phases_of_newer_services_end_as_outcomes(plan: Any) -> None
     ended = play(newer).participation
     assert (ended.outcome, ended.reason) == (Outcome.REJECTED, "REJECTED")
     assert delivery._went_on(99).reason == "GROUP_UNKNOWN"  # type: ignore[arg-type]  # the same
+
+
+AWAY = CallFailedError("connection refused", code="UNAVAILABLE")
+MOVED = CallFailedError("another one holds it", code="ABORTED", reason="GROUP_MOVED")
+UNKNOWN = CallFailedError("no such attempt", code="NOT_FOUND", reason="UNKNOWN_ROUND")
+
+
+@pytest.mark.parametrize("failure", [AWAY, MOVED, UNKNOWN], ids=["away", "moved", "unknown"])
+def test_a_device_goes_on_at_the_aggregator_that_took_over(services: Services, failure: CallFailedError) -> None:
+    services.gone, services.found = {"aggregator:1": failure}, "aggregator:2"
+    participation = play(services).participation
+    assert participation.outcome is Outcome.UPLOADED
+    assert [target for name, target in services.reached if name in {"UploadStatus", "Upload"}] == ["aggregator:2"] * 2
+    assert any(each.message == "Locate" for each in participation.receipt)
+    told = [each.recipient for each in participation.receipt if each.message == "Upload"]
+    assert told == ["aggregator:2"]
+
+
+def test_a_device_fetches_from_the_aggregator_that_took_over(plan: Any) -> None:
+    services = Services(plan, bundle.make_assignment(plan, blobs="aggregator:1"))
+    services.gone, services.found = {"aggregator:1": AWAY}, "aggregator:2"
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    assert ("Fetch", "aggregator:2") in services.reached
+
+
+def test_an_aggregator_that_does_not_know_the_round_any_more_and_no_other_is_too_late(services: Services) -> None:
+    services.gone = {"aggregator:1": UNKNOWN}
+    participation = play(services).participation
+    assert (participation.outcome, participation.reason) == (Outcome.TOO_LATE, "UNKNOWN_ROUND")
+    assert services.names().count("Locate") == 1
+
+
+def test_a_device_waits_for_the_coordinator_to_learn_that_a_group_has_moved(services: Services) -> None:
+    services.gone, asked = {"aggregator:1": MOVED}, 0
+    really = services.Locate
+
+    def later(body: bytes) -> Any:
+        nonlocal asked
+        asked += 1
+        services.found = "aggregator:2" if asked == 3 else "aggregator:1"
+        return really(body)
+
+    services.Locate = later  # type: ignore[method-assign]
+    assert play(services).participation.outcome is Outcome.UPLOADED
+    assert asked == 3
+
+
+def test_a_coordinator_that_cannot_say_where_an_aggregator_is_changes_nothing(services: Services) -> None:
+    services.gone = {"aggregator:1": AWAY}
+    services.refuse = {"Locate": CallFailedError("no such method", code="UNIMPLEMENTED")}
+    participation = play(services).participation
+    assert participation.outcome is Outcome.UNREACHABLE
+    assert ("Join", "aggregator:1") in services.reached

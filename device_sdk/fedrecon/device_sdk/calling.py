@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.errors import (
+    GROUP_MOVED,
+    LOST_REASONS,
     CallFailedError,
     DamagedBlobError,
     FedreconError,
@@ -36,6 +38,7 @@ CALL_SECONDS = 30.0
 TRANSFER_SECONDS = 300.0
 CLAIM_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 300.0
+_FAILURES_BEFORE_ASKING = 2
 BLOB_LIMIT_BYTES = 1 << 30
 _UINT32 = 1 << 32
 
@@ -69,6 +72,8 @@ class Line:
         cache: blobs that are here already.
         deadline: moment of `clock` after which nothing more is tried; None before an assignment.
         session_key: proves the calls of a session, once one was assigned; empty before, and where none is given.
+        aggregator: target of the session's aggregator, as assigned; empty before.
+        find: asks where that one's work goes on by now; empty if nobody can tell.
         departures: what left.
     """
 
@@ -79,6 +84,9 @@ class Line:
     cache: BlobCache
     deadline: float | None = None
     session_key: bytes = b""
+    aggregator: str = ""
+    find: Callable[[], Steps[str]] | None = None
+    _moved_to: str = ""
     departures: list[Departure] = field(default_factory=list)
 
     @property
@@ -113,16 +121,32 @@ class Line:
         make = request if callable(request) else _always(self._prove(method, request))
         failures = 0
         while True:
-            body = make().SerializeToString(deterministic=True)
-            within = self._within(seconds)
-            self.note(method.name, len(body), digest_of(body), target)
             try:
-                answer: Answer = yield Call(target, method, body, within)
+                return (yield from self.try_once(target, method, make(), seconds))
             except CallFailedError as error:
                 failures += 1
                 yield from self.back_off(error, failures, target)
-            else:
-                return answer
+
+    def try_once(
+        self, target: str, method: Method[Answer], request: Message, seconds: float = CALL_SECONDS
+    ) -> Steps[Answer]:
+        """Calls a service, and takes no answer for an answer.
+
+        Args:
+            target: the service.
+            method: which call.
+            request: what is said.
+            seconds: its deadline.
+
+        Raises:
+            CallFailedError: the service refused, or did not answer.
+            TooLateError: the deadline has passed.
+        """
+        body = self._prove(method, request).SerializeToString(deterministic=True)
+        within, reached = self._within(seconds), self._reached(target)
+        self.note(method.name, len(body), digest_of(body), reached)
+        answer: Answer = yield Call(reached, method, body, within)
+        return answer
 
     def fetch(self, target: str, reference: BlobReference, what: str) -> Steps[bytes]:
         """Returns a blob, from the cache or from a Blobs service; a broken transfer goes on where it stopped.
@@ -170,13 +194,13 @@ class Line:
         while len(arrived) < reference.size:
             before = len(arrived)
             body = FetchRequest(digest=reference.digest, offset=before).SerializeToString(deterministic=True)
-            within = self._within(TRANSFER_SECONDS)
-            self.note(FETCH.name, len(body), digest_of(body), target)
+            within, reached = self._within(TRANSFER_SECONDS), self._reached(target)
+            self.note(FETCH.name, len(body), digest_of(body), reached)
             error = CallFailedError(
                 f"{what}: the stream ended at byte {before} of {reference.size}", code="UNAVAILABLE"
             )
             try:
-                yield Fetch(target, body, take, within)
+                yield Fetch(reached, body, take, within)
             except CallFailedError as failure:
                 error = failure
             except (DigestMismatchError, chunks.ChunkOrderError) as failure:
@@ -213,20 +237,21 @@ class Line:
             for chunk in chunks.cut(content, header.offset):
                 yield UploadRequest(chunk=chunk).SerializeToString()
 
-        within = self._within(TRANSFER_SECONDS)
-        self.note(UPLOAD.name, sum(map(len, parts())), header.digest, target, reveals)
-        answer: UploadResponse = yield Upload(target, parts, within)
+        within, reached = self._within(TRANSFER_SECONDS), self._reached(target)
+        self.note(UPLOAD.name, sum(map(len, parts())), header.digest, reached, reveals)
+        answer: UploadResponse = yield Upload(reached, parts, within)
         return answer
 
     def back_off(self, error: CallFailedError, failures: int, target: str) -> Steps[None]:
-        """Waits before the same bytes are sent again, or gives up.
+        """Waits before the same bytes are sent again, perhaps to another aggregator, or gives up.
 
         Raises:
             CallFailedError: the failure was a refusal, or asks for more patience than a call has: it is raised again.
             UnreachableError: there were too many failures.
             TooLateError: the deadline passes before the wait ends.
         """
-        if not error.transient:
+        is_elsewhere = yield from self._seek(error, failures, target)
+        if not (error.transient or is_elsewhere):
             raise error
         attempts = self.patience.attempts if self.deadline is None else self.patience.session_attempts
         if failures >= attempts:
@@ -241,6 +266,27 @@ class Line:
         if self.deadline is not None and self.clock() + wait >= self.deadline:
             raise TooLateError(f"the report's time ended while {target} did not answer: {error}") from error
         yield Sleep(wait)
+
+    def _seek(self, error: CallFailedError, failures: int, target: str) -> Steps[bool]:
+        """Asks where a session's aggregator is by now, if it does not answer, or has not what it is asked for.
+
+        Returns:
+            Whether what it said is not final: another one has it, or will in a moment.
+        """
+        if self.find is None or target != self.aggregator:
+            return False
+        has_lost = error.reason in LOST_REASONS
+        if not has_lost and (not error.transient or failures % _FAILURES_BEFORE_ASKING):
+            return False
+        found = yield from self.find()
+        has_moved = found not in {"", self._reached(target)}
+        if has_moved:
+            self._moved_to = found
+        return has_moved or error.reason == GROUP_MOVED
+
+    def _reached(self, target: str) -> str:
+        """Returns where a service is called: the session's aggregator may be another one by now."""
+        return self._moved_to if self._moved_to and target == self.aggregator else target
 
     def note(self, message: str, size: int, digest: bytes, target: str, reveals: str = "") -> None:
         """Writes a line of the receipt."""

@@ -22,6 +22,12 @@ TRANSIENT_CODES = frozenset(
 )
 
 
+GROUP_MOVED = "GROUP_MOVED"
+
+# Refusals of an aggregator that has not, or not any more, what it is asked for: another one may.
+LOST_REASONS = frozenset({GROUP_MOVED, "UNKNOWN_ROUND"})
+
+
 # Refusals of an upload after which its status says where to go on.
 RESUMABLE_REASONS = frozenset(
     {

@@ -24,6 +24,7 @@ REVEALS = {
     "Share": "nothing by itself: parts of two one-time secrets, sealed so that only other devices can open them",
     "Unmask": "nothing by itself: for each neighbour in the group, what lets the sum of the group be read",
     "UploadStatus": "that this session is about to upload, or goes on with it",
+    "Locate": "that this session could not reach the aggregator that it reports to",
     "FinishSession": "how the session ended and which steps it went through",
     "GetRecommender": "that this device wants the live recommender: the same for every device",
 }

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from fedrecon.v1.aggregator_pb2 import JoinResponse, ShareResponse, UnmaskResponse, UploadResponse, UploadStatusResponse
 from fedrecon.v1.blobs_pb2 import FetchResponse
 from fedrecon.v1.common_pb2 import Chunk
-from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse
+from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse, LocateResponse
 from fedrecon.v1.enrolment_pb2 import ChallengeResponse, EnrolResponse, ForgetResponse, RenewResponse
 from fedrecon.v1.inference_pb2 import GetRecommenderResponse
 
@@ -46,6 +46,7 @@ RENEW = Method("/fedrecon.v1.Enrolment/Renew", RenewResponse)
 FORGET = Method("/fedrecon.v1.Enrolment/Forget", ForgetResponse)
 CHECK_IN = Method("/fedrecon.v1.Coordinator/CheckIn", CheckInResponse)
 FINISH_SESSION = Method("/fedrecon.v1.Coordinator/FinishSession", FinishSessionResponse)
+LOCATE = Method("/fedrecon.v1.Coordinator/Locate", LocateResponse)
 JOIN = Method("/fedrecon.v1.Aggregator/Join", JoinResponse)
 SHARE = Method("/fedrecon.v1.Aggregator/Share", ShareResponse)
 UNMASK = Method("/fedrecon.v1.Aggregator/Unmask", UnmaskResponse)

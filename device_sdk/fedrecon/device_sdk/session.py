@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
@@ -30,7 +31,7 @@ from fedrecon.device_sdk.material import Report, fetch_material, make_report
 from fedrecon.device_sdk.neighbourhood import MaskTerms
 from fedrecon.device_sdk.participation import Outcome, Participation
 from fedrecon.device_sdk.receipts import Departure
-from fedrecon.device_sdk.requests import CHECK_IN, Compute, Sleep
+from fedrecon.device_sdk.requests import CHECK_IN, LOCATE, Compute, Sleep
 from fedrecon.device_sdk.restricting import verify_contributors
 from fedrecon.device_sdk.runtime import Seeds
 from fedrecon.device_sdk.speaking import Speaker
@@ -41,6 +42,7 @@ from fedrecon.v1.coordinator_pb2 import (
     Assignment,
     CheckInRequest,
     CheckInResponse,
+    LocateRequest,
     RejectionReason,
     SessionOutcome,
 )
@@ -49,6 +51,7 @@ from fedrecon.wire.keystream import SEED_BYTES
 
 SDK_VERSION = "0.1.0"
 CHECK_IN_SECONDS = 45.0  # the coordinator waits up to 30 s for its selection
+LOCATE_SECONDS = 5.0
 SHORTEST_TICKET_SECONDS = 1.0  # nobody makes a device call without end
 HELD_COPIES = 3  # of a checkpoint: its file, its arrays, the report
 LONGEST_TICKET_SECONDS = 3600.0  # whoever asks earlier than the ticket says keeps its place
@@ -160,9 +163,26 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
 
 
 def _session(known: Circumstances, assignment: Assignment, line: Line) -> Session:
-    line.session_key = assignment.session_key
+    line.session_key, line.aggregator = assignment.session_key, assignment.aggregator
     credentials = Credentials(device_key=known.speaker.device_key)
-    return Session(assignment, credentials, line, keep=known.keep_unfinished)
+    session = Session(assignment, credentials, line, keep=known.keep_unfinished)
+    line.find = partial(_find_aggregator, known.speaker.coordinator, session)
+    return session
+
+
+def _find_aggregator(coordinator: str, session: Session) -> Steps[str]:
+    """Returns where the coordinator says that a session's sum lies; empty if it does not say."""
+    request = LocateRequest(
+        credentials=session.credentials,
+        session=session.assignment.session,
+        round=session.assignment.round,
+        round_token=session.assignment.round_token,
+    )
+    try:
+        found = yield from session.line.try_once(coordinator, LOCATE, request, LOCATE_SECONDS)
+    except CallFailedError:
+        return ""  # the aggregator may come back: it is tried again
+    return found.aggregator
 
 
 def _go_on(known: Circumstances, unfinished: Unfinished, line: Line, seeds: Seeds) -> Steps[Ending]:
