@@ -1,10 +1,11 @@
 """Writes the known answers of whole files: what the Python SDK makes of a compiled plan and of recommenders.
 
-    python tests/contract/write_vectors.py
+    PYTHONPATH=tests python tests/contract/write_vectors.py
 
 Plan, recommenders and users come from seeds. The answers go to `protos/vectors`, where Python, node and browsers are
 held to them; what each field is says the README there. The vectors of single functions (`wire.json`,
-`secure_sum.json`, `identity.json`) were made by other tools and stay as they are.
+`secure_sum.json`, `identity.json`) were made by other tools and stay as they are. The plan of `fedrecon conformance`
+is written, too.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ from fedrecon.inference.collecting import export_from_folder
 from fedrecon.learning.models.matrix_factorization import matrix_factorization
 from fedrecon.learning.planning import compile_plan
 from fedrecon.learning.reconstruction import GradientSteps, Reconstruction, Ridge
-from fedrecon.ops.plan_folders import blob_file, manifest_file
+from fedrecon.ops.plan_folders import blob_file, blobs_folder, manifest_file, signature_file
 from fedrecon.v1 import task_pb2
 from fedrecon.v1.plan_pb2 import RowSet, Schedule, Vocabulary
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import chunks
+from fedrecon.wire.digests import digest_of
+from fedrecon.wire.manifests import sign_plan
 from fedrecon.wire.vocabularies import read_vocabulary
+from support.device_bundle import make_plan
 
 VECTORS = Path(__file__).parent.parent.parent / "protos" / "vectors"
+CONFORMANCE_PLAN = VECTORS.parents[1] / "ops" / "fedrecon" / "ops" / "conformance" / "plan"
 PUBLISHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 ITEMS, FACTORS, MEAN, TOP = 40, 4, 3.6, 10
 RETIRED = (5, 31)
@@ -57,6 +62,7 @@ def main() -> None:
         exported = export_from_folder(folder, None)
         (VECTORS / f"films-{name}.onnx").write_bytes(exported.recommender)
         (VECTORS / f"films-{name}.items").write_bytes(exported.items)
+    write_conformance_plan(CONFORMANCE_PLAN)
     write(
         "recommendations",
         "Known answers of recommender files: examples -> local parameters -> scores of all items -> the best ten.",
@@ -101,6 +107,22 @@ def compile_films(reconstruction: Reconstruction, folder: Path) -> None:
         made = Path(scratch) / folder.name
         compile_plan(model, {"items": vocabulary}, PUBLISHER, made)
         shutil.copytree(made, folder)
+
+
+def write_conformance_plan(folder: Path) -> None:
+    """Writes the plan that devices under test run, with a field in its manifest that no version knows."""
+    plan = make_plan()
+    content = json.loads(plan.content)
+    content["of_a_later_version"] = {"ignored": True}
+    manifest = json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
+    shutil.rmtree(folder, ignore_errors=True)
+    blobs_folder(folder).mkdir(parents=True)
+    for digest, blob in plan.blobs.items():
+        if blob != plan.content:
+            blob_file(folder, digest).write_bytes(blob)
+    manifest_file(folder).write_bytes(manifest)
+    signature = sign_plan(digest_of(manifest), PUBLISHER)
+    signature_file(folder).write_text(json_format.MessageToJson(signature, preserving_proto_field_name=True) + "\n")
 
 
 def examples_of(user: int, history: int) -> dict[str, list[Any]]:
