@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedrecon.ops.blobs import BlobMissing, BlobStore, FsspecBlobs, LocalBlobs, open_blobs
+from fedrecon.ops.blobs import CHUNK_BYTES, BlobMissing, BlobStore, FsspecBlobs, LocalBlobs, open_blobs
 
 CONTENT = b"a checkpoint" * 100
 HOUR_MILLISECONDS = 3_600_000
@@ -113,7 +113,7 @@ def test_a_local_blob_that_gets_its_name_while_it_is_removed_stays(tmp_path: Pat
 
 def test_whoever_has_opened_a_local_blob_reads_it_to_its_end(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path)
-    content = secrets.token_bytes(3 << 20)
+    content = secrets.token_bytes(3 * CHUNK_BYTES)
     digest = blobs.put(content)
     make_old(blobs, digest)
     chunks = blobs.chunks(digest)
@@ -124,7 +124,7 @@ def test_whoever_has_opened_a_local_blob_reads_it_to_its_end(tmp_path: Path) -> 
 
 def test_an_object_that_is_removed_while_it_is_read_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = FsspecBlobs(f"memory://{secrets.token_hex(8)}")
-    digest = blobs.put(secrets.token_bytes(3 << 20))
+    digest = blobs.put(secrets.token_bytes(3 * CHUNK_BYTES))
     really = blobs.open
 
     def opened(wanted: bytes) -> Any:
@@ -142,7 +142,7 @@ def test_an_object_that_is_removed_while_it_is_read_is_missing(monkeypatch: pyte
 
     monkeypatch.setattr(blobs, "open", opened)
     chunks = blobs.chunks(digest)
-    assert len(next(chunks)) == 1 << 20
+    assert len(next(chunks)) == CHUNK_BYTES
     with pytest.raises(BlobMissing):
         next(chunks)
 

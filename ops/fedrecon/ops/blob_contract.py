@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-CHUNK_BYTES = 1 << 20
-"""Bytes read at a time, and handed out by `chunks` at most: what a message of a stream carries."""
+CHUNK_BYTES = 1 << 16
+"""Bytes read at a time, and handed out by `chunks` at most: what a message of a stream carries, and so what a device
+fetches twice where a connection breaks."""
 
 NOTES = "notes"
 """Folder of the notes."""

@@ -49,6 +49,7 @@ from fedrecon.wire.fixed_point import FixedPoint
 
 MAXIMUM_REPORTS, MAXIMUM_WEIGHT, MINIMUM_GROUP = 100, 20, 20
 REPORT_MILLISECONDS = 60_000
+CHUNK_BYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class _Played:
     neighbours: Neighbours
     arrived: bytearray = field(default_factory=bytearray)
     digest: bytes = b""
+    uploads: int = 0
     is_acknowledged: bool = False
 
 
@@ -132,7 +134,7 @@ class FakeServices:
         question = FetchRequest.FromString(body)
         if question.digest not in self.blobs:
             raise CallFailedError("no such blob", code="NOT_FOUND", reason="UNKNOWN_BLOB")
-        return chunks.cut(self.blobs[question.digest], question.offset)
+        return chunks.cut(self.blobs[question.digest], question.offset, CHUNK_BYTES)
 
     def upload(self, parts: Iterable[bytes]) -> UploadResponse:
         """Takes a vector, from where the header says; what arrived of a broken stream is kept.
@@ -149,11 +151,16 @@ class FakeServices:
             played.digest = header.digest
         if header.offset != len(played.arrived):
             raise CallFailedError("not where it stopped", code="FAILED_PRECONDITION", reason="WRONG_OFFSET")
+        played.uploads += 1
+        this_one = played.uploads
         for part in stream:
+            if played.uploads != this_one:
+                raise CallFailedError("a newer upload goes on", code="ABORTED", reason="UPLOAD_REPLACED")
             played.arrived += chunks.take(part.chunk, len(played.arrived), header.size)
         if len(played.arrived) < header.size:
             raise CallFailedError("not all of it", code="FAILED_PRECONDITION", reason="UPLOAD_INCOMPLETE")
         if digest_of(bytes(played.arrived)) != header.digest:
+            played.arrived.clear()
             raise CallFailedError("another digest", code="DATA_LOSS", reason="DIGEST_MISMATCH")
         if not played.is_acknowledged:
             played.is_acknowledged = True
