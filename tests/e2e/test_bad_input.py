@@ -599,7 +599,8 @@ def test_a_full_disk_delays_rounds_and_loses_nothing(
             assert during.checkpoint == before.checkpoint
             assert not list(kept.glob("**/.writing-*")), "half a file was left behind"
             filler.unlink()
-            task = town.wait_until(lambda task: task.state == admin.TASK_STATE_COMPLETED, 40)
+            task = town.wait_until(lambda task: task.state == admin.TASK_STATE_COMPLETED)
+            town.sleep_when_told()
         finally:
             town.sleep()
         assert task.committed == 4

@@ -80,7 +80,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         town.create_task(films.folder, f"rounds.maximum_rounds={ROUNDS}", *CASES[request.param])
         town.wake(dropout=0.2)
         try:
-            town.wait_until(lambda task: is_complete(task) and everybody_told(town))
+            town.wait_until(is_complete)
+            town.sleep_when_told()
         finally:
             town.sleep()
         committed = sorted(committed_rounds(town), key=lambda made: made.key.round)
@@ -96,14 +97,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def is_complete(task: admin.Task) -> bool:
     return task.state == admin.TASK_STATE_COMPLETED
-
-
-def everybody_told(town: Town) -> bool:
-    """Says whether every device whose report counts has ended its session: the last ones do after the commit."""
-    return all(
-        len(town.recording.uploaded(made.key.round, made.key.attempt)) >= made.counted
-        for made in committed_rounds(town)
-    )
 
 
 def committed_rounds(town: Town) -> list[admin.Round]:

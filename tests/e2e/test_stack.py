@@ -50,7 +50,7 @@ def test_rounds_are_committed_with_dropouts_and_every_report_counts_once(town: T
     town.create_task(plan_folder)
     town.wake(dropout=0.2)
     task = town.wait_until(is_complete)
-    town.sleep()
+    town.sleep_when_told()
     assert task.committed == 4
     assert town.dropouts > 0
     assert_every_acknowledged_report_counts_once(town)
@@ -62,7 +62,7 @@ def test_held_out_devices_evaluate_what_others_have_trained(town: Town, plan_fol
     )
     town.wake()
     town.wait_until(is_complete)
-    town.sleep()
+    town.sleep_when_told()
     rounds = {each.key.round: each for each in town.rounds() if each.phase == admin.ROUND_PHASE_COMMITTED}
     kinds = [rounds[number].kind for number in (1, 2, 3, 4)]
     assert kinds == [SESSION_KIND_TRAIN, SESSION_KIND_EVALUATE] * 2
@@ -95,6 +95,6 @@ def test_a_round_ends_without_loss_when_this_is_killed(town: Town, plan_folder: 
             pass
     assert town.stack.mend() == [victim]
     task = town.wait_until(is_complete)
-    town.sleep()
+    town.sleep_when_told()
     assert task.committed == 4
     assert_every_acknowledged_report_counts_once(town)

@@ -402,6 +402,13 @@ async def test_a_private_merge_has_noise_and_the_same_when_it_is_repeated(tmp_pa
         assert dict(noisy.metric_sums) == {}
         assert dict(exact.metric_sums) != {}
         assert (noisy.reports, noisy.clip_norm) == (3, 0.5)
+        wanted.noise_added = bytes([1]) * 32
+        in_a_tree = await aggregator.sums.Merge(wanted, timeout=5)
+        wanted.noise_removed.append(bytes([2]) * 32)
+        digests = {noisy.sum_digest, in_a_tree.sum_digest, (await aggregator.sums.Merge(wanted, timeout=5)).sum_digest}
+        assert len(digests) == 3
+        wanted.noise_removed.append(bytes(31))
+        await refused(aggregator.sums.Merge(wanted, timeout=5), grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
 
 
 async def test_a_group_that_nobody_closes_is_given_up(tmp_path: Path) -> None:

@@ -118,3 +118,24 @@ async def test_only_sampled_devices_are_drawn_however_long_they_have_waited(tmp_
         rejected = await asyncio.gather(*(coordinator.check_in(one) for one in others[:3]))
         assert {each.rejection.reason for each in rejected} == {coordinator_pb2.REJECTION_REASON_INELIGIBLE}
         assert len(await coordinator.assign(*sampled[:3])) == 3
+
+
+async def test_a_device_is_drawn_once_for_a_tree_of_noise(tmp_path: Path) -> None:
+    privacy = task_pb2.Privacy(noise_multiplier=1, clip_norm=1, delta=1e-5, epsilon_budget=1000, tree_sums=2)
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        spec = make_spec(built.plan)
+        spec.privacy.CopyFrom(privacy)
+        spec.secure_sum.maximum_weight = 1
+        await coordinator.create(spec)
+        removed = []
+        for number, devices in enumerate([(1, 2, 3), (4, 5, 6), (1, 2, 3)], start=1):
+            if number == 2:
+                again = await asyncio.gather(*(coordinator.check_in(device) for device in (1, 2, 3)))
+                assert {each.rejection.reason for each in again} == {coordinator_pb2.REJECTION_REASON_INELIGIBLE}
+            assigned = await coordinator.assign(*devices)
+            await built.sums.report(assigned[0].round, 3)
+            await coordinator.until(Phase.COMMITTED, number)
+            removed.append(len(built.sums.merge_requests[-1].noise_removed))
+        assert removed == [0, 1, 0], "the second tree begins anew"
+        assert len({merge.noise_added for merge in built.sums.merge_requests}) == 3

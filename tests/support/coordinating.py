@@ -110,6 +110,7 @@ class CountingSums(SumsServicer):
         self.attempts: dict[tuple[str, int, int], CountedAttempt] = {}
         self.advertised = "aggregator:1"
         self.merges: Counter[tuple[str, int, int]] = Counter()
+        self.merge_requests: list[MergeRequest] = []
         self.may_merge = asyncio.Event()
         self.may_close = asyncio.Event()
         self.may_merge.set()
@@ -187,6 +188,7 @@ class CountingSums(SumsServicer):
             raise Refusal(grpc.StatusCode.DATA_LOSS, "NOT_FINITE", "The sum is not finite.", "Look at the plan.")
         key = request.round
         self.merges[key.task, key.round, key.attempt] += 1
+        self.merge_requests.append(request)
         if attempt.request.kind == coordinator_pb2.SESSION_KIND_EVALUATE:
             return MergeResponse(
                 checkpoint=BlobReference(digest=request.checkpoint_digest, size=1),

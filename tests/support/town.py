@@ -110,7 +110,17 @@ class Town:
         table: NDArray[np.float32] = read_safetensors(content)["item_vectors.weight"]
         return table
 
-    def wait_until(self, condition: Callable[[admin.Task], bool], seconds: float = 90) -> admin.Task:
+    def sleep_when_told(self) -> None:
+        """Goes to sleep once every device whose report counts has ended its session: the last do after the commit."""
+        self.wait_until(lambda _: self._everybody_told())
+        self.sleep()
+
+    def _everybody_told(self) -> bool:
+        committed = [made for made in self.rounds() if made.phase == admin.ROUND_PHASE_COMMITTED]
+        uploaded = self.recording.uploaded
+        return all(len(uploaded(made.key.round, made.key.attempt)) >= made.counted for made in committed)
+
+    def wait_until(self, condition: Callable[[admin.Task], bool], seconds: float = 240) -> admin.Task:
         deadline = time.monotonic() + seconds
         while True:
             assert not self.failures, self.failures

@@ -49,6 +49,16 @@ def test_the_noise_has_the_promised_deviation_in_every_segment() -> None:
         assert abs(np.mean(values / scale)) < 4 * 2.6 / math.sqrt(values.size)
 
 
+def test_noise_of_a_tree_is_taken_away_again_to_the_bit() -> None:
+    first, second = bytes([1]) * 32, bytes([2]) * 32
+    nothing = np.zeros(25_000, np.int64)
+    one = add_noise(nothing, CONFIG.fixed_point, replace(MECHANISM, seed=first))
+    after = add_noise(nothing, CONFIG.fixed_point, replace(MECHANISM, seed=second, removed=(first,)))
+    alone = add_noise(nothing, CONFIG.fixed_point, replace(MECHANISM, seed=second))
+    assert (one + after == alone).all()
+    assert (alone != 0).mean() > 0.99
+
+
 def test_normal_numbers_are_normal() -> None:
     drawn = np.sort(normals(bytes(range(32)), "test", 0, 200_000))
     assert abs(drawn.mean()) < 0.01

@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+from dp_accounting import NeighboringRelation, SingleEpochTreeAggregationDpEvent
+from dp_accounting.rdp import RdpAccountant
 
 from fedrecon.coordinator import tasks
 from fedrecon.coordinator.accounting import AccountantMissing, epsilon_after, sums_within
@@ -65,6 +67,59 @@ def test_a_budget_allows_as_many_sums_as_fit_and_not_one_more(rate: float) -> No
     allowed = sums_within(privacy)
     assert allowed > 1
     assert epsilon_after(privacy, allowed) <= privacy.epsilon_budget < epsilon_after(privacy, allowed + 1)
+
+
+@pytest.mark.parametrize(("sums", "tree"), [(1, 8), (8, 8), (7, 8), (64, 64), (200, 64)])
+def test_noise_in_trees_is_accounted_no_looser_than_by_the_library(sums: int, tree: int) -> None:
+    privacy = private(sampling_rate=0, noise_multiplier=4.0)
+    privacy.tree_sums = tree
+    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_SPECIAL)
+    whole, rest = divmod(sums, tree)
+    for leaves in [tree] * whole + [rest] * (rest > 0):
+        accountant.compose(SingleEpochTreeAggregationDpEvent(4.0, leaves))
+    bound = accountant.get_epsilon(privacy.delta)
+    assert 0.5 * bound < epsilon_after(privacy, sums) <= bound
+
+
+def test_a_tree_spends_less_than_noise_in_every_sum() -> None:
+    privacy = private(sampling_rate=0, noise_multiplier=4.0)
+    apart = epsilon_after(privacy, 128)
+    privacy.tree_sums = 128
+    assert epsilon_after(privacy, 128) < 0.2 * apart
+
+
+def test_a_task_with_trees_grows_them_by_the_sums_that_were_counted() -> None:
+    spec = TaskSpec()
+    spec.CopyFrom(PRIVATE)
+    spec.privacy.sampling_rate, spec.privacy.tree_sums = 0, 2
+    assert list(privacy_problems(spec)) == []
+    event = TaskCreated(spec.SerializeToString(), Blob(bytes(32), 1), 0, 0, "", 5, tree_sums=2)
+    task = tasks.step(None, event, 0)
+    seen = []
+    for attempt in range(1, 4):
+        assert task.tree_number == (attempt - 1) // 2
+        task = tasks.step(task, PrivacySpent(1, attempt, bytes([attempt])), attempt)
+        seen.append((task.noise.leaves, [node.level for node in task.noise.nodes], len(task.noise.removed)))
+        task = tasks.step(task, tasks.AttemptAbandoned(1, attempt, "", 0), attempt)
+    assert seen == [(1, [0], 0), (2, [1], 1), (1, [0], 0)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("clip_quantile", 0.5, "one clip norm"),
+        ("sampling_rate", 0.1, "nothing is claimed for sampling"),
+        ("tree_sums", 1 << 21, "at most"),
+        ("population_size", 3_000, "fewer than the 6400 reports"),
+    ],
+)
+def test_what_trees_of_noise_do_not_go_with_is_refused(field: str, value: float, words: str) -> None:
+    spec = TaskSpec()
+    spec.CopyFrom(PRIVATE)
+    spec.privacy.sampling_rate, spec.privacy.tree_sums = 0, 64
+    setattr(spec.privacy, field, value)
+    (problem,) = privacy_problems(spec)
+    assert words in problem
 
 
 def test_a_budget_that_one_sum_exceeds_allows_none() -> None:

@@ -4,7 +4,9 @@ Rules: the noise is added to the integers of the sum, after the groups were adde
 what is released follows from the noisy integers alone, so weights, metric sums and the exact sum's digest stay here.
 Reports weigh one each, and the mean divides by the number that was wanted, however many there are: a denominator that
 depended on the reports would have to be noised itself. The noise is a function of a secret key and the groups: a merge
-that is repeated gives the same checkpoint, since two draws for one sum would give the sum away.
+that is repeated gives the same checkpoint, since two draws for one sum would give the sum away. With noise in a tree,
+a sum gets the noise of one node, and loses that of the nodes which this one replaces: rounded alike, it cancels to the
+bit.
 
 The Gaussian is drawn in double precision from the AES keystream of a 32-byte secret seed (53 bits for each of the two
 numbers of Box and Muller 1958) and rounded to integers. Rounding after the noise is post-processing; that a double is
@@ -40,7 +42,8 @@ class Mechanism:
         clip_norm: C that the updates were clipped to.
         clip_quantile: what the clip norm follows; 0: it is fixed.
         denominator: reports that were wanted.
-        seed: 32 secret bytes of this sum alone.
+        seed: 32 secret bytes of this sum alone, or of the node of a tree whose noise it gets.
+        removed: seeds of the nodes whose noise is taken away again.
     """
 
     noise_multiplier: float
@@ -48,6 +51,7 @@ class Mechanism:
     clip_quantile: float
     denominator: int
     seed: bytes
+    removed: tuple[bytes, ...] = ()
 
     @property
     def update_multiplier(self) -> float:
@@ -91,8 +95,9 @@ def add_noise(body: NDArray[np.int64], fixed_point: FixedPoint, mechanism: Mecha
     for segment, scale in zip(fixed_point.segments, scales, strict=True):
         for first in range(start, start + segment.elements, _PIECE):
             last = min(first + _PIECE, start + segment.elements)
-            noise = normals(mechanism.seed, "noise of the update", first, last - first)
-            noisy[first:last] += np.rint(deviation * scale * noise).astype(np.int64)
+            for seed, sign in ((mechanism.seed, 1), *((each, -1) for each in mechanism.removed)):
+                noise = normals(seed, "noise of the update", first, last - first)
+                noisy[first:last] += sign * np.rint(deviation * scale * noise).astype(np.int64)
         start += segment.elements
     return noisy
 

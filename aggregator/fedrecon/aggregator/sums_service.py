@@ -53,9 +53,12 @@ from fedrecon.v1.aggregator_pb2 import (
 )
 from fedrecon.v1.aggregator_pb2_grpc import SumsServicer
 from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.wire.digests import DIGEST_BYTES
 from fedrecon.wire.manifests import MalformedPlanError, read_manifest
 from fedrecon.wire.row_sets import MalformedRowSetError, read_row_set
 from fedrecon.wire.tensors import MalformedTensorsError, read_safetensors, write_safetensors
+
+_NOISE, _TREE_NOISE = b"fedrecon noise 1", b"fedrecon noise of trees 1"
 
 
 class SumsService(SumsServicer):
@@ -298,7 +301,8 @@ def _optimizer_of(config: Config, request: MergeRequest) -> Optimizer | None:
 def _mechanism_of(config: Config, request: MergeRequest, noise_key: bytes) -> Mechanism | None:
     """Returns how the sum is made private; None if the task asks for no privacy.
 
-    The seed follows from the groups, whose ids are random: the same merge has the same noise, another has another.
+    The seed follows from the groups, whose ids are random: the same merge has the same noise, another has another. With
+    noise in a tree it follows from the names of its nodes.
 
     Raises:
         Refusal: its numbers make no sense.
@@ -306,13 +310,19 @@ def _mechanism_of(config: Config, request: MergeRequest, noise_key: bytes) -> Me
     if not request.HasField("privacy"):
         return None
     privacy = request.privacy
-    groups = b"".join(sorted(request.groups))
+    if any(len(name) != DIGEST_BYTES for name in (request.noise_added or bytes(DIGEST_BYTES), *request.noise_removed)):
+        raise malformed("nodes of noise are named by 32 bytes")
+    if request.noise_added:
+        seed = hmac.digest(noise_key, _TREE_NOISE + request.noise_added, hashlib.sha256)
+    else:
+        seed = hmac.digest(noise_key, _NOISE + b"".join(sorted(request.groups)), hashlib.sha256)
     mechanism = Mechanism(
         noise_multiplier=privacy.noise_multiplier,
         clip_norm=request.clip_norm,
         clip_quantile=privacy.clip_quantile,
         denominator=request.denominator,
-        seed=hmac.digest(noise_key, b"fedrecon noise 1" + groups, hashlib.sha256),
+        seed=seed,
+        removed=tuple(hmac.digest(noise_key, _TREE_NOISE + name, hashlib.sha256) for name in request.noise_removed),
     )
     positive = (mechanism.noise_multiplier, mechanism.clip_norm, float(mechanism.denominator))
     if not all(0 < number < float("inf") for number in positive) or config.maximum_weight != 1 or not config.segments:

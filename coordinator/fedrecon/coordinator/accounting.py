@@ -5,6 +5,9 @@ The mechanism: every device's update is clipped to a norm, so that no report mov
 the noisy sum alone. Where the task samples, a device may be drawn only if a keyed hash of its key, the round and the
 attempt is below the sampling rate: Poisson sampling, enforced by the coordinator whatever devices do.
 
+With noise in a tree (`noise_trees`) a device is in one sum of each tree, and its report in one node of each level: as
+if it were in so many sums, each with the noise of one node.
+
 Neighbouring: two populations are neighbours if one device's reports in one are zeros in the other (zero-out: Ponomareva
 et al. 2023, "How to DP-fy ML", section 2.1). Who took part is not hidden.
 
@@ -20,6 +23,7 @@ import math
 from importlib.metadata import version
 from typing import Any
 
+from fedrecon.coordinator.noise_trees import levels
 from fedrecon.v1.task_pb2 import Privacy
 
 LARGEST_SPEND = 1_000_000
@@ -37,7 +41,7 @@ def epsilon_after(privacy: Privacy, sums: int) -> float:
     """Returns the epsilon that so many sums of a task have spent, at the task's delta.
 
     Args:
-        privacy: noise multiplier, delta and sampling rate.
+        privacy: noise multiplier, delta, sampling rate and sums of a tree.
         sums: released sums, at least 0.
 
     Raises:
@@ -51,7 +55,7 @@ def epsilon_after(privacy: Privacy, sums: int) -> float:
         if bound > _LARGEST_DISTRIBUTION:
             return bound
         return float(_one_sum(multiplier, rate).self_compose(sums).get_epsilon_for_delta(delta))
-    return float(_library().get_epsilon_gaussian(multiplier / math.sqrt(sums), delta))
+    return float(_library().get_epsilon_gaussian(multiplier / math.sqrt(_noises_of_a_device(privacy, sums)), delta))
 
 
 def sums_within(privacy: Privacy) -> int:
@@ -76,6 +80,14 @@ def sums_within(privacy: Privacy) -> int:
         middle = (enough + too_many) // 2
         enough, too_many = (middle, too_many) if fits(middle) else (enough, middle)
     return min(enough, LARGEST_SPEND)
+
+
+def _noises_of_a_device(privacy: Privacy, sums: int) -> int:
+    """Returns how many Gaussians, at most, a device's reports are under, if it takes part whenever it may."""
+    if not privacy.tree_sums:
+        return sums
+    whole, rest = divmod(sums, privacy.tree_sums)
+    return whole * levels(privacy.tree_sums) + levels(rest)
 
 
 def accountant_version() -> str:

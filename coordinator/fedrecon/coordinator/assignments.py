@@ -87,6 +87,11 @@ def participation_of(key: bytes, task: str, device_key: bytes) -> str:
     return f"participation/{_keyed(key, _PARTICIPATION_DOMAIN, task.encode(), device_key).hex()}"
 
 
+def membership_of(key: bytes, task: str, device_key: bytes, tree: int) -> str:
+    """Returns the name under which it is remembered that a device took part in a tree of noise."""
+    return f"tree/{tree}/{_keyed(key, _PARTICIPATION_DOMAIN, task.encode(), device_key).hex()}"
+
+
 def issue_ticket(key: bytes, attempt: Round, device_key: bytes, priority: int) -> bytes:
     """Returns a ticket that keeps a device's priority in an attempt's selection: nobody can choose a better one."""
     drawn = priority.to_bytes(PRIORITY_BYTES, "little")

@@ -1,16 +1,40 @@
-"""Drawing a cohort from those who wait, without devices that took part too recently, or that are not sampled."""
+"""Drawing a cohort from those who wait, without devices that took part too recently, or that are not sampled.
+
+Rules: what a device was drawn for is noted before it is told; a device that may not be drawn by one rule is not noted
+by the rules after it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fedrecon.coordinator.answers import Answer, Ineligible
-from fedrecon.coordinator.assignments import is_sampled, participation_of
+from fedrecon.coordinator.assignments import is_sampled, membership_of, participation_of
 from fedrecon.coordinator.handing_over import HandedOver
+from fedrecon.coordinator.privacy import PARTICIPATION_DAYS
 from fedrecon.coordinator.selection import merge
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.waiting import WaitingRoom
+
+_DAY_MILLISECONDS = 24 * 60 * 60 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who may be drawn for an attempt.
+
+    Attributes:
+        separation_milliseconds: Least time between two participations of a device; 0: any.
+        sampling_rate: Share of devices that may be drawn; 0: all. Asked when it is drawn and not when they came: they
+            may have waited since the round before.
+        tree: The tree of noise that the attempt's sum belongs to, of which a device is in one sum; None: there is none.
+    """
+
+    separation_milliseconds: int = 0
+    sampling_rate: float = 0.0
+    tree: int | None = None
 
 
 class Drawing:
@@ -58,14 +82,12 @@ class Drawing:
         self._handed_over.begin()
         return True
 
-    async def draw(self, size: int, separation_milliseconds: int, sampling_rate: float) -> list[bytes]:
+    async def draw(self, size: int, rules: Rules) -> list[bytes]:
         """Draws devices, and notes that they take part now; those that may not are answered.
 
         Args:
             size: Devices wanted.
-            separation_milliseconds: Least time between two participations of a device; 0: any.
-            sampling_rate: Share of devices that may be drawn for this attempt; 0: all. Asked here and not when they
-                came: they may have waited since the round before.
+            rules: Who may be drawn.
 
         Returns:
             At most that many devices, in the order of their priority; they go on waiting.
@@ -76,21 +98,35 @@ class Drawing:
         while True:
             parts = [self._waiting.smallest(size), *self._handed_over.parts(self._now())]
             drawn = [candidate.device for candidate in merge(parts, size)]
-            if others := [device for device in drawn if not self._is_sampled(device, sampling_rate)]:
+            if others := [device for device in drawn if not self._is_sampled(device, rules.sampling_rate)]:
                 for device in others:
                     self._refuse(device, "this attempt samples other devices")
                 continue
             unclear = [device for device in drawn if device not in self._cleared]
-            if separation_milliseconds == 0 or not unclear:
+            if not unclear:
                 return drawn
-            until = self._now() + separation_milliseconds
-            names = [participation_of(self._around.key, self._task, device) for device in unclear]
-            fresh = await asyncio.gather(*(self._around.journal.remember(self._task, name, until) for name in names))
-            for device, is_fresh in zip(unclear, fresh, strict=True):
-                if is_fresh:
-                    self._cleared.add(device)
+            whys = await asyncio.gather(*(self._note(device, rules) for device in unclear))
+            for device, why in zip(unclear, whys, strict=True):
+                if why:
+                    self._refuse(device, why)
                 else:
-                    self._refuse(device, "this device took part too recently")
+                    self._cleared.add(device)
+            if not any(whys):
+                return drawn
+
+    async def _note(self, device: bytes, rules: Rules) -> str:
+        """Notes that a device takes part; returns why it may not, empty if it may."""
+        key, task, now = self._around.key, self._task, self._now()
+        remember = self._around.journal.remember
+        if rules.separation_milliseconds:
+            until = now + rules.separation_milliseconds
+            if not await remember(task, participation_of(key, task, device), until):
+                return "this device took part too recently"
+        if rules.tree is not None:
+            until = now + PARTICIPATION_DAYS * _DAY_MILLISECONDS
+            if not await remember(task, membership_of(key, task, device, rules.tree), until):
+                return "this device took part in a round that shares its noise with this one"
+        return ""
 
     def _is_sampled(self, device: bytes, rate: float) -> bool:
         return is_sampled(self._around.key, *self._attempt, self._task, device, rate)

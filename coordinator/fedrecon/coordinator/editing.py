@@ -40,6 +40,9 @@ def require_editable(before: TaskSpec, after: TaskSpec) -> None:
         "privacy": (before.HasField("privacy") and before.privacy, after.HasField("privacy") and after.privacy),
         "optimizer.rule": (before.optimizer.rule, after.optimizer.rule),
     }
+    if before.privacy.tree_sums:  # noise that is taken away again must lie where it was added
+        pairs["vocabularies"] = dict(before.vocabularies), dict(after.vocabularies)
+        pairs["row_sets"] = dict(before.row_sets), dict(after.row_sets)
     changed = [name for name, (old, new) in pairs.items() if old != new]
     if changed:
         raise Refusal(

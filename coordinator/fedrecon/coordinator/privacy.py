@@ -18,6 +18,10 @@ from fedrecon.wire.fixed_point import WITHIN_CLIP_NOISE_SHARE
 
 _WARNING_SHARE = 0.9
 _LEAST_NOISE, _MOST_NOISE = 0.01, 1000.0
+_MOST_TREE_SUMS = 1 << 20
+
+PARTICIPATION_DAYS = 366
+"""How long it is remembered that a device was in a tree of noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,28 @@ def privacy_problems(spec: TaskSpec) -> Iterator[str]:
         yield "secure_sum.maximum_weight: under privacy every report weighs 1"
     if spec.evaluation.every_rounds:
         yield "evaluation: its metric sums would be released without noise; leave it out, or the privacy"
+    if privacy.tree_sums:
+        yield from _problems_of_trees(spec)
     if privacy.clip_quantile and privacy.noise_multiplier >= 2 * WITHIN_CLIP_NOISE_SHARE * goal:
         yield (
             f"privacy.clip_quantile: with {goal} reports and a noise multiplier of {privacy.noise_multiplier:g} "
             "nothing is left for the update; take a fixed clip norm, or more reports"
+        )
+
+
+def _problems_of_trees(spec: TaskSpec) -> Iterator[str]:
+    privacy = spec.privacy
+    if privacy.clip_quantile:
+        yield "privacy.clip_quantile: the noise of a tree is of one clip norm; leave it out, or tree_sums"
+    if privacy.sampling_rate:
+        yield "privacy.sampling_rate: nothing is claimed for sampling where noise is in a tree; leave one of them out"
+    if privacy.tree_sums > _MOST_TREE_SUMS:
+        yield f"privacy.tree_sums {privacy.tree_sums}: at most {_MOST_TREE_SUMS} are accounted for"
+    needed = privacy.tree_sums * spec.rounds.report_goal
+    if 0 < privacy.population_size < needed:
+        yield (
+            f"privacy.tree_sums {privacy.tree_sums}: a device is in one sum of a tree, and {privacy.population_size} "
+            f"devices are fewer than the {needed} reports of a tree"
         )
 
 
@@ -123,6 +145,8 @@ def _assumptions(spec: TaskSpec, task: Task, accountant: str) -> tuple[str, ...]
             f"Poisson with rate {privacy.sampling_rate:g} in each attempt, by a keyed hash of the device key: enforced "
             "by the coordinator, as long as a person has one device key"
         )
+    elif privacy.tree_sums:
+        sampling = "any device that was not in a sum of this tree may be drawn; no amplification is claimed"
     else:
         sampling = "any device may be drawn in any round; no amplification is claimed"
     population = f"{privacy.population_size}, as the operator says" if privacy.population_size else "not stated"
@@ -134,13 +158,16 @@ def _assumptions(spec: TaskSpec, task: Task, accountant: str) -> tuple[str, ...]
         f"Gaussian, noise multiplier {privacy.noise_multiplier:g}, clip norm {clip}; every report weighs 1; the "
         f"denominator is the {spec.rounds.report_goal} reports wanted"
     )
+    if privacy.tree_sums:
+        mechanism += f"; noise in trees over {privacy.tree_sums} sums each, of that multiplier in every node"
+    where = f"a tree, remembered for {PARTICIPATION_DAYS} days" if privacy.tree_sums else "a round"
     return (
         f"Unit: {unit}. Neighbours: {neighbours}.",
         f"Mechanism: {mechanism}.",
         f"Counted: {task.private_sums} noisy sums, also those of rounds that were not committed.",
         f"Sampling: {sampling}.",
         f"Population: {population}.",
-        f"Participations of a device: at most one in a round; {separation:g} hours between two, if any are asked for.",
+        f"Participations of a device: at most one in {where}; {separation:g} hours between two, if any are asked for.",
         f"Noise is added by the aggregator, which sees {seen} before: whoever runs it is trusted with that.",
         "Devices clip their updates themselves; one that lies can add more than its share, and learns nothing by it.",
         "Released: checkpoints, and the clip norm. Metric sums are not; counts of reports are, and are not hidden.",

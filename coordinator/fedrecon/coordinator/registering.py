@@ -72,6 +72,7 @@ def read_spec(spec: TaskSpec, blobs: BlobStore, operator: str) -> TaskCreated:
         maximum_attempts=spec.rounds.maximum_attempts,
         operator=operator,
         private_sums=private_sums,
+        tree_sums=spec.privacy.tree_sums,
     )
 
 

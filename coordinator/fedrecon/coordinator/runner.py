@@ -25,7 +25,7 @@ from fedrecon.coordinator.aggregators import OpenedPart
 from fedrecon.coordinator.answers import NOT_DRAWN, Answer, Drawn, NoTask, NotDrawn
 from fedrecon.coordinator.assignments import mark_of
 from fedrecon.coordinator.book import RENEW_MILLISECONDS, Book
-from fedrecon.coordinator.drawing import Drawing
+from fedrecon.coordinator.drawing import Drawing, Rules
 from fedrecon.coordinator.endings import Endings
 from fedrecon.coordinator.following import Following
 from fedrecon.coordinator.handing_over import HandedOver
@@ -54,6 +54,7 @@ from fedrecon.ops.logs import logger_of
 from fedrecon.ops.tokens import SESSION_BYTES
 from fedrecon.v1.aggregator_pb2 import OpenRequest
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_SECAGG_PLUS, TaskSpec
+from fedrecon.wire.digests import digest_of
 
 _ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
@@ -311,8 +312,12 @@ class Runner:
         """Draws a cohort, opens groups for it, and keeps it before anybody is told."""
         waited = self.seen.waiting
         # First, since groups expire: nights may pass until enough devices wait that may take part.
-        separation, rate = self.spec.eligibility.minimum_separation_milliseconds, self.spec.privacy.sampling_rate
-        drawn = await self._drawing.draw(size, separation, rate)
+        rules = Rules(
+            self.spec.eligibility.minimum_separation_milliseconds,
+            self.spec.privacy.sampling_rate,
+            self.book.task.tree_number,
+        )
+        drawn = await self._drawing.draw(size, rules)
         if len(drawn) < attempt.terms.minimum_cohort:
             self._begin_window(self.book.now())
             return
@@ -474,10 +479,11 @@ class Runner:
 
     async def _merge(self, attempt: Round, groups: tuple[bytes, ...]) -> None:
         spec = TaskSpec.FromString(attempt.opened.spec)
-        request = merge_request(attempt, spec, groups)
         this_sum = attempt.number, attempt.attempt
         if spec.HasField("privacy") and self.book.task.spent_for != this_sum:  # before there is a noisy sum to release
-            await self.book.record_task(tasks.PrivacySpent(*this_sum))
+            sum_name = digest_of(b"".join(sorted(groups)))
+            await self.book.record_task(tasks.PrivacySpent(*this_sum, sum_name))
+        request = merge_request(attempt, spec, groups, self.book.task.noise)
         try:
             merged = await self.around.aggregators.merge(request, self._opened(attempt))
         except SumsRefused as refused:

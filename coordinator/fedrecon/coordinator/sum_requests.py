@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedrecon.coordinator.assignments import key_of, session_kind_of
+from fedrecon.coordinator.noise_trees import NoiseTree
 from fedrecon.coordinator.parting import PartSize
 from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed, Kind, Terms
 from fedrecon.coordinator.round_state import Round
@@ -76,8 +77,15 @@ def masked_windows(terms: Terms, groups_expire_at: int) -> tuple[int, int]:
     return opened_at + terms.reporting_milliseconds - _LATER_PHASES * phase, phase
 
 
-def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...]) -> MergeRequest:
-    """Returns the call that makes an attempt's checkpoint."""
+def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...], noise: NoiseTree) -> MergeRequest:
+    """Returns the call that makes an attempt's checkpoint.
+
+    Args:
+        attempt: Whose groups are closed.
+        spec: What it was opened with.
+        groups: Those that count.
+        noise: The tree that the sum's noise is in; one without sums if it is in none.
+    """
     state = attempt.opened.optimizer_state
     return MergeRequest(
         round=key_of(attempt),
@@ -90,6 +98,8 @@ def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...]) -> 
         minimum_reports=attempt.terms.minimum_reports,
         clip_norm=attempt.opened.clip_norm,
         denominator=attempt.terms.report_goal if spec.HasField("privacy") else 0,
+        noise_added=b"" if noise.added is None else noise.added.name,
+        noise_removed=[node.name for node in noise.removed],
     )
 
 

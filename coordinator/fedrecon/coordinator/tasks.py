@@ -11,9 +11,10 @@ roll-back the next round has the next number, and starts from the older checkpoi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from fedrecon.coordinator.noise_trees import NoiseTree, grow
 from fedrecon.coordinator.plausibility import REMEMBERED_ROUNDS, Likeness
 from fedrecon.coordinator.round_events import Blob, IllegalEvent
 
@@ -38,6 +39,7 @@ class TaskCreated:
         maximum_attempts: Abandoned attempts in a row after which it pauses itself; 0: no limit.
         operator: Who.
         private_sums: Sums that its privacy budget allows; 0: it has no budget.
+        tree_sums: Sums of a tree that its noise is in; 0: every sum has noise of its own.
     """
 
     spec: bytes
@@ -46,6 +48,7 @@ class TaskCreated:
     maximum_attempts: int
     operator: str
     private_sums: int = 0
+    tree_sums: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +154,12 @@ class PrivacySpent:
     Attributes:
         number: The round.
         attempt: Its attempt.
+        sum_name: Digest of the groups that are summed.
     """
 
     number: int
     attempt: int
+    sum_name: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +304,7 @@ class Task:
         clip_norm: Clip norm that the live checkpoint ended with; 0: the specification's first one counts.
         private_sums: Noisy sums that were made, or begun.
         spent_for: Round and attempt of the last of them.
+        noise: The tree that their noise is in, if it is in one.
         recent: What its last rounds were like, since it was created, edited or rolled back.
     """
 
@@ -324,6 +330,7 @@ class Task:
     clip_norm: float = 0.0
     private_sums: int = 0
     spent_for: tuple[int, int] = (0, 0)
+    noise: NoiseTree = field(default_factory=NoiseTree)
     recent: tuple[Likeness, ...] = ()
 
     @property
@@ -335,6 +342,11 @@ class Task:
     def has_spent_its_budget(self) -> bool:
         """Whether another noisy sum would be more than its privacy budget allows."""
         return 0 < self.created.private_sums <= self.private_sums
+
+    @property
+    def tree_number(self) -> int | None:
+        """Which tree of noise the next sum belongs to; None if sums have noise of their own."""
+        return self.private_sums // self.created.tree_sums if self.created.tree_sums else None
 
     @property
     def has_ended(self) -> bool:
@@ -405,7 +417,9 @@ def step(task: Task | None, event: Event, now: int) -> Task:  # noqa: C901, PLR0
             _require_attempt(task, event)
             if task.has_spent_its_budget or task.spent_for == (event.number, event.attempt):
                 raise IllegalEvent("the privacy budget is spent, or this sum was counted already")
-            return replace(task, private_sums=task.private_sums + 1, spent_for=(event.number, event.attempt))
+            noise = grow(task.noise, event.sum_name, task.created.tree_sums) if task.created.tree_sums else task.noise
+            spent_for = event.number, event.attempt
+            return replace(task, private_sums=task.private_sums + 1, spent_for=spent_for, noise=noise)
         case CheckpointEvaluated():
             _require_open(task, event)
             _require_attempt(task, event)
