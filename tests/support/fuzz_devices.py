@@ -39,7 +39,7 @@ from support.masked_sums import MaskedSum
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 MEMBERS = 5
-_PLAYED = ("CheckIn", "Join", "UploadStatus", "Upload", "FinishSession")
+_PLAYED = ("CheckIn", "Locate", "Join", "UploadStatus", "Upload", "FinishSession")
 
 
 def build_all() -> list[Subject]:
@@ -96,6 +96,7 @@ def _played_subjects(plan: bundle.HandMadePlan) -> list[Subject]:
     uploaded = aggregator_pb2.UploadResponse(digest=bytes(32), phase=aggregator_pb2.GROUP_PHASE_UPLOADING)
     answers: dict[str, list[Message]] = {
         "CheckIn": [untouched.check_ins[0], *more],
+        "Locate": [coordinator_pb2.LocateResponse(aggregator="aggregator:2")],
         "Join": [aggregator_pb2.JoinResponse(group=b"g" * 16, phase=aggregator_pb2.GROUP_PHASE_UPLOADING)],
         "UploadStatus": [aggregator_pb2.UploadStatusResponse(phase=aggregator_pb2.GROUP_PHASE_UPLOADING)],
         "Upload": [uploaded],
@@ -103,6 +104,7 @@ def _played_subjects(plan: bundle.HandMadePlan) -> list[Subject]:
     }
     methods: dict[str, Any] = {
         "CheckIn": requests.CHECK_IN,
+        "Locate": requests.LOCATE,
         "Join": requests.JOIN,
         "UploadStatus": requests.UPLOAD_STATUS,
         "Upload": requests.UPLOAD,
@@ -111,7 +113,7 @@ def _played_subjects(plan: bundle.HandMadePlan) -> list[Subject]:
 
     def feed_of(name: str) -> Callable[[Parts], bool]:
         def read(parts: Parts) -> bool:
-            services = Services(plan, assignment)
+            services = Services(plan, assignment, ["Join", "Join"] if name == "Locate" else [])
             _bend_answer(services, name, methods[name], parts[0])
             return play(services, cache=cache).participation.outcome is Outcome.UPLOADED
 

@@ -21,7 +21,7 @@ from fedrecon.aggregator.refusals import sum_lost
 from fedrecon.aggregator.snapshots import SnapshotLostError
 from fedrecon.aggregator.summing import Storage
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.journal import JournalError, JournalUnavailable
+from fedrecon.ops.journal import JournalError, JournalUnavailable, checked_name
 from fedrecon.v1.aggregator_pb2 import MergeRequest
 from fedrecon.v1.common_pb2 import RoundKey
 
@@ -53,6 +53,10 @@ async def find_closed(attempts: Attempts, storage: Storage, request: MergeReques
     """
     if not request.groups or len(set(request.groups)) != len(request.groups):
         raise malformed("a merge names at least one group, and each once")
+    try:
+        checked_name(request.round.task)
+    except ValueError as error:
+        raise malformed(str(error)) from error
     held = attempts.held_groups(request.round)
     known = {group: one.group for group, one in held.items() if one.group.phase is Phase.CLOSED}
     if not set(request.groups) <= known.keys():  # what is open here may be closed where it is held by now
