@@ -463,5 +463,9 @@ async def test_blobs_are_fetched_from_any_byte_with_their_digest(tmp_path: Path)
         path.write_bytes(flipped + content[1:])
         damaged = blobs.Fetch(FetchRequest(digest=digest), timeout=5)
         assert (await damaged.read()).chunk.data[:1] == flipped
-        assert (await damaged.read()).chunk.offset == 1 << 20
-        await refused(damaged.read(), grpc.StatusCode.DATA_LOSS, "CORRUPT_BLOB")
+
+        async def read_the_rest() -> None:
+            while await damaged.read() is not grpc.aio.EOF:
+                pass
+
+        await refused(read_the_rest(), grpc.StatusCode.DATA_LOSS, "CORRUPT_BLOB")
