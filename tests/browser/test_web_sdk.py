@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -19,6 +20,7 @@ from fedrecon.device_sdk import Recommender
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "device_sdk" / "web"
 BROWSER_TESTS = WEB / "tests" / "browser"
+BUNDLE, BUNDLE_RUNTIME = WEB / "dist" / "fedrecon.js", "ort-wasm-simd-threaded.wasm"
 VECTORS = ROOT / "protos" / "vectors"
 PAGE = b'<!doctype html><meta charset="utf-8"><title>fedrecon</title><script type="module" src="/page.js"></script>'
 TOLERANCE = 1e-5
@@ -59,20 +61,33 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the page found, and every request that it made."""
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script of the page that runs the checks."""
     chromium, node = shutil.which("chromium"), shutil.which("node")
     if chromium is None or node is None:
         pytest.skip("there is no Chromium or no node: on Debian, apt-get install chromium nodejs")
-    if not (WEB / "dist" / "fedrecon.js").exists():
+    if not BUNDLE.exists():
         pytest.skip("the bundle is not built: make web")
-    page = tmp_path_factory.mktemp("page")
-    subprocess.run([node, "build_page.mjs", str(page)], cwd=BROWSER_TESTS, check=True)
-    with serving({"/page.js": page / "page.js", "/dist/": WEB / "dist", "/vectors/": VECTORS}) as address:
-        command = [node, "open_page.mjs", chromium, address]
+    folder = tmp_path_factory.mktemp("page")
+    subprocess.run([node, "build_page.mjs", str(folder)], cwd=BROWSER_TESTS, check=True)
+    return folder / "page.js"
+
+
+def opened(script: Path, **more: Path) -> dict[str, Any]:
+    """What a page found that loads a script, and every request that it made."""
+    folders = {"/page.js": script, "/fedrecon.js": BUNDLE, "/dist/": BUNDLE.parent, "/vectors/": VECTORS}
+    folders |= {f"/{BUNDLE_RUNTIME}": BUNDLE.parent / BUNDLE_RUNTIME}
+    folders |= {f"/{name.replace('_', '.')}": file for name, file in more.items()}
+    with serving(folders) as address:
+        command = [str(shutil.which("node")), "open_page.mjs", str(shutil.which("chromium")), address]
         printed = subprocess.run(command, cwd=BROWSER_TESTS, check=True, capture_output=True, text=True, timeout=240)
     answer: dict[str, Any] = json.loads(printed.stdout)
     return answer
+
+
+@pytest.fixture(scope="module")
+def seen(page: Path) -> dict[str, Any]:
+    return opened(page)
 
 
 class serving:  # noqa: N801 - used like a function
@@ -115,3 +130,16 @@ def test_no_request_carries_a_rating_or_goes_elsewhere(seen: dict[str, Any]) -> 
         assert (request["method"], request["body"], address.query) == ("GET", None, ""), request
         assert address.hostname == "localhost", request
         assert not any(item in request["url"] for item, _ in seen["found"]["ratings"]), request
+
+
+@pytest.mark.usefixtures("page")
+def test_the_readme_shows_a_page_that_works(tmp_path: Path) -> None:
+    script = re.findall(r"^```js\n(.*?)^```", (WEB / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    file = tmp_path / "page.js"
+    file.write_text(f"{script}\nglobalThis.found = [mine, await recommender.recommend(mine, 10)];\n")
+    films = VECTORS / "films-gradient.onnx"
+    shown = opened(file, films_onnx=films, films_items=films.with_suffix(".items"))
+    assert shown["complaints"] == []
+    mine, best = shown["found"]
+    assert mine == {"item": ["1193"], "rating": [5.0]}
+    assert [each["key"] for each in best] == [each.key for each in Recommender(films).recommend(mine, 10)]

@@ -195,6 +195,20 @@ class Twice(TestedDevice):
         super().__call__(order)
 
 
+class Settled(Line):
+    """Stays with the aggregator that it was assigned."""
+
+    assigned = ""
+
+    async def call(self, request: Call) -> Message:
+        answer: Any = await super().call(request)
+        if request.method.name == "CheckIn" and answer.HasField("assignment"):
+            self.assigned = answer.assignment.aggregator
+        if request.method.name == "Locate":
+            answer.aggregator = self.assigned
+        return answer  # type: ignore[no-any-return]  # a message
+
+
 def _other_answer(request: UnmaskRequest, before: int) -> None:
     if before > 1 and request.shares:
         request.shares[1].kind = aggregator_pb2.SHARE_KIND_KEY
@@ -327,6 +341,7 @@ WRONG: Mapping[str, Make] = {
     "session-end": with_line(Vanishing),
     "shape": speaking("FinishSession", _other_shape, FinishSessionRequest),
     "report-within": with_settings(_stopped_clock),
+    "locate": with_line(Settled),
     "enrolment": with_settings(_unsigned),
     "signatures": with_settings(_unsigned_calls),
     "signed-anew": with_line(Repeating),

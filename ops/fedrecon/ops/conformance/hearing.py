@@ -8,7 +8,7 @@ from typing import Any
 
 from fedrecon.v1.aggregator_pb2 import JoinRequest, ShareRequest, UnmaskRequest, UploadRequest, UploadStatusRequest
 from fedrecon.v1.blobs_pb2 import FetchRequest
-from fedrecon.v1.coordinator_pb2 import CheckInRequest, FinishSessionRequest
+from fedrecon.v1.coordinator_pb2 import CheckInRequest, FinishSessionRequest, LocateRequest
 from fedrecon.v1.enrolment_pb2 import ChallengeRequest, EnrolRequest, ForgetRequest, RenewRequest
 
 REQUESTS: dict[str, type[Any]] = {
@@ -18,6 +18,7 @@ REQUESTS: dict[str, type[Any]] = {
     "/fedrecon.v1.Enrolment/Forget": ForgetRequest,
     "/fedrecon.v1.Coordinator/CheckIn": CheckInRequest,
     "/fedrecon.v1.Coordinator/FinishSession": FinishSessionRequest,
+    "/fedrecon.v1.Coordinator/Locate": LocateRequest,
     "/fedrecon.v1.Blobs/Fetch": FetchRequest,
     "/fedrecon.v1.Aggregator/Join": JoinRequest,
     "/fedrecon.v1.Aggregator/Share": ShareRequest,
@@ -37,6 +38,7 @@ class Heard:
         moment: seconds of the listener's clock when it began.
         seconds: its deadline from then on; None if it had none.
         parts: its messages as they came; more than one only for `Upload`.
+        elsewhere: whether it came to the second address, where an aggregator may have moved.
         answered: whether it got an answer, and not a refusal or a broken line.
     """
 
@@ -44,6 +46,7 @@ class Heard:
     moment: float
     seconds: float | None
     parts: list[bytes]
+    elsewhere: bool = False
     answered: bool = False
     _request: Any = None
 

@@ -21,7 +21,7 @@ from fedrecon.wire.proofs import NONCE_BYTES, call_mac, call_transcript
 KEY_BYTES = 32
 CHECK_IN_SECONDS = 40.0
 """The contract says 45; a call takes a moment to arrive."""
-OF_A_SESSION = ("FinishSession", "Join", "Share", "UploadStatus", "Upload", "Unmask")
+OF_A_SESSION = ("FinishSession", "Locate", "Join", "Share", "UploadStatus", "Upload", "Unmask")
 SIGNED = ("CheckIn", "Renew", "Forget")
 
 

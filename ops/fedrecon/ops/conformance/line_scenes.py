@@ -42,7 +42,14 @@ from fedrecon.v1 import aggregator_pb2, coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import UploadStatusResponse
 from fedrecon.v1.blobs_pb2 import FetchResponse
 from fedrecon.v1.common_pb2 import RetryWindow
-from fedrecon.v1.coordinator_pb2 import Assignment, CheckInResponse, FinishSessionResponse, Rejection, Ticket
+from fedrecon.v1.coordinator_pb2 import (
+    Assignment,
+    CheckInResponse,
+    FinishSessionResponse,
+    LocateResponse,
+    Rejection,
+    Ticket,
+)
 from fedrecon.wire.proofs import enrolment_transcript
 
 TICKET, TICKET_SECONDS = b"a place in the selection", 1
@@ -135,6 +142,22 @@ def _uploaded_once(play: Play) -> Complaints:
         yield "it did not ask for the status before it uploaded"
     if len(uploads) != 1:
         yield f"it uploaded {len(uploads)} times; the first was acknowledged, as the status says"
+
+
+def _where_it_went(play: Play, call: Heard) -> Answers:
+    del call
+    return [LocateResponse(aggregator=play.elsewhere)]
+
+
+def _went_there(play: Play) -> Complaints:
+    located = play.transcript.of("Locate")
+    if not located:
+        yield "told that its group has moved, it did not ask where"
+        return
+    after = [call for call in play.transcript.after(located[0]) if call.method in {"Join", "UploadStatus", "Upload"}]
+    if not all(call.elsewhere for call in after):
+        yield "it did not go on at the address that Locate named"
+    yield from report_complaints(play)
 
 
 def _in_time(play: Play) -> Complaints:
@@ -239,6 +262,14 @@ LINE_SCENES = (
     ),
     Scene("an upload breaks", "upload-resumes", _upload_resumed, intercept=first("Upload", _keep_some)),
     Scene("an acknowledgement is lost", "upload-status", _uploaded_once, intercept=first("Upload", lose_answer)),
+    Scene(
+        "the group has moved",
+        "locate",
+        _went_there,
+        intercept=either(
+            first("Join", refuse(lambda: refusal("GROUP_MOVED", "ABORTED"))), every("Locate", _where_it_went)
+        ),
+    ),
     Scene(
         "the round has closed",
         "too-late",

@@ -19,7 +19,7 @@ from fedrecon.v1 import aggregator_pb2, coordinator_pb2
 from fedrecon.v1.aggregator_pb2 import JoinResponse, UploadRequest, UploadResponse, UploadStatusResponse
 from fedrecon.v1.blobs_pb2 import FetchRequest, FetchResponse
 from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow, RetryWindows
-from fedrecon.v1.coordinator_pb2 import Assignment, CheckInResponse, FinishSessionResponse
+from fedrecon.v1.coordinator_pb2 import Assignment, CheckInResponse, FinishSessionResponse, LocateResponse
 from fedrecon.v1.enrolment_pb2 import ChallengeResponse, EnrolResponse
 from fedrecon.wire import chunks
 from fedrecon.wire.digests import digest_of
@@ -72,6 +72,7 @@ class Play:
         material: the plan.
         assignment: what the device is asked for.
         blobs: what services have, by digest.
+        elsewhere: the second address, where an aggregator may have moved.
         intercept: what the scene does with a call.
         transcript: what the device said.
         received: bytes of its report that were kept.
@@ -83,6 +84,7 @@ class Play:
     material: Material
     assignment: Assignment
     blobs: dict[bytes, bytes]
+    elsewhere: str
     intercept: Intercept
     transcript: Transcript = field(default_factory=lambda: Transcript([]))
     received: bytearray = field(default_factory=bytearray)
@@ -156,6 +158,7 @@ class Play:
         uploading = aggregator_pb2.GROUP_PHASE_UPLOADING
         answers: dict[str, Callable[[], Any]] = {
             "CheckIn": lambda: CheckInResponse(assignment=self.assignment, retry_windows=WINDOWS, minimum_examples=2),
+            "Locate": lambda: LocateResponse(aggregator=self.assignment.aggregator),
             "Join": lambda: JoinResponse(group=GROUP, phase=uploading),
             "UploadStatus": lambda: UploadStatusResponse(
                 phase=uploading,

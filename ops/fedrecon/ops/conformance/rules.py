@@ -45,6 +45,7 @@ RULES = (
     Rule("session-end", CALLS, "every session is ended, and nothing follows", "call FinishSession after failures, too"),
     Rule("shape", ARITHMETIC, "the shape tells the session's steps", "add a character with each step"),
     Rule("report-within", CALLS, "nothing is tried after the report's time", "count it from the assignment's arrival"),
+    Rule("locate", CALLS, "a group that has moved is asked for, and found", "call Locate, and go on where it says"),
     Rule("enrolment", SPEAKS, "refused with NOT_ENROLLED, it enrols", "sign the challenge with the device key"),
     Rule("signatures", SPEAKS, "calls with a token are signed", "sign method, nonce and body as Credentials says"),
     Rule("signed-anew", SPEAKS, "a signed call is signed anew for each try", "take a fresh nonce for each try"),

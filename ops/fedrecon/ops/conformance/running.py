@@ -106,11 +106,11 @@ async def judge_device(
     material = conformance_material()
     verdicts = {rule.name: Verdict(rule) for rule in RULES}
     stage = Stage(clock)
-    bound = await stage.open(target)
+    bound, elsewhere = await stage.open(target)
     listening(bound)
     try:
         for scene in scenes:
-            stage.play = play = set_up(scene, material, bound)
+            stage.play = play = set_up(scene, material, bound, elsewhere)
             failure = await asyncio.to_thread(_started, start, order_of(scene, material, bound))
             stage.play = None
             for name, complaints in judge(scene, play, failure).items():
@@ -131,7 +131,7 @@ def judge(scene: Scene, play: Play, failure: str = "") -> dict[str, list[str]]:
     return {"readable": play.unreadable, **found, scene.rule: [*found.get(scene.rule, []), *own]}
 
 
-def set_up(scene: Scene, material: Material, target: str) -> Play:
+def set_up(scene: Scene, material: Material, target: str, elsewhere: str) -> Play:
     """Returns the services of a scene."""
     manifest, blobs = material.manifest, dict(material.blobs)
     plan = BlobReference(digest=digest_of(material.content), size=len(material.content))
@@ -158,7 +158,7 @@ def set_up(scene: Scene, material: Material, target: str) -> Play:
         session_key=os.urandom(SESSION_KEY_BYTES),
     )
     scene.change(assignment, blobs)
-    return Play(material, assignment, blobs, scene.intercept)
+    return Play(material, assignment, blobs, elsewhere, scene.intercept)
 
 
 def order_of(scene: Scene, material: Material, target: str) -> Order:
