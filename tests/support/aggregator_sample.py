@@ -91,6 +91,7 @@ async def running(
     clock: Clock | None = None,
     port: int = 0,
     sums: Path | None = None,
+    blobs_folder: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[Aggregator]:
     journal = MemoryJournal() if journal is None else journal
@@ -103,7 +104,7 @@ async def running(
     )
     clock = SystemClock() if clock is None else clock
     snapshots = Snapshots(made.folder, SEAL_KEY, LocalBlobs(sums or made.folder / "sums"))
-    blobs = LocalBlobs(folder / "blobs")
+    blobs = LocalBlobs(blobs_folder or folder / "blobs")
     metrics, stopping, ready = Metrics.create("aggregator"), asyncio.Event(), folder / f"{secrets.token_hex(4)}.json"
 
     async def start(service: Service[AggregatorSettings]) -> None:
