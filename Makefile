@@ -78,6 +78,7 @@ test-browser: setup web ## Hold the web SDK to the known answers, in node and in
 .PHONY: bench
 bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench footprint --json
+	$(BIN)/fedrecon bench device --json
 	$(BIN)/fedrecon bench simulation --json
 	$(BIN)/fedrecon bench check-in --json
 	$(BIN)/fedrecon bench ingest --json
@@ -86,8 +87,9 @@ bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench leakage --json
 
 .PHONY: bench-peers
-bench-peers: setup .peers/flower/.installed ## Run Flower's secure sums beside ours
+bench-peers: setup .peers/flower/.installed ## Run Flower's secure sums beside ours, and weigh its client
 	$(BIN)/fedrecon bench secure-sum-peers --python .peers/flower/bin/python --json
+	$(BIN)/fedrecon bench footprint-peers --python .peers/flower/bin/python --json
 
 .peers/flower/.installed:
 	$(PYTHON) -m venv .peers/flower

@@ -31,12 +31,33 @@ def check_in(as_json: AsJson = False) -> None:
 
 
 @bench.command()
+def device(as_json: AsJson = False) -> None:
+    """Run a device's rounds on users with few and many ratings: time, and bytes both ways."""
+    from fedrecon.benchmarks.device import measure_device
+    from fedrecon.benchmarks.measures import result_of
+
+    _print(result_of("device", measure_device()), as_json=as_json)
+
+
+@bench.command()
 def footprint(as_json: AsJson = False) -> None:
     """Build the device wheel, install it into a bare environment, weigh it and time its import."""
     from fedrecon.benchmarks.footprint import measure_footprint
     from fedrecon.benchmarks.measures import result_of
 
     _print(result_of("footprint", measure_footprint()), as_json=as_json)
+
+
+@bench.command("footprint-peers")
+def footprint_peers(
+    python: Annotated[Path, typer.Option("--python", help="the Python of an environment that has Flower only")],
+    as_json: AsJson = False,
+) -> None:
+    """Weigh Flower's client and time its import, as ours is."""
+    from fedrecon.benchmarks.footprint import measure_peer_footprint
+    from fedrecon.benchmarks.measures import result_of
+
+    _print(result_of("footprint-peers", measure_peer_footprint(python)), as_json=as_json)
 
 
 @bench.command()

@@ -75,9 +75,11 @@ class FakeServices:
         rejects: why check-ins are rejected; None: every device is assigned.
         minimum_examples: what devices are told that a task needs.
         rest_milliseconds: earliest and latest moment at which devices are told to come back.
+        change: what a test changes about every assignment, before it is answered.
         calls: names of the calls that came, in order.
         reports: the vectors that were acknowledged, masked under a secure sum.
         finished: how sessions said that they ended.
+        assigned: what devices were asked to do.
     """
 
     def __init__(self, plan: ToyPlan | None = None, *, secure_sum: bool = True) -> None:
@@ -89,6 +91,7 @@ class FakeServices:
         self.calls: list[str] = []
         self.reports: list[bytes] = []
         self.finished: list[FinishSessionRequest] = []
+        self.assigned: list[Assignment] = []
         self.change: Callable[[Assignment], None] = lambda _: None
         self._protocol = task_pb2.SUM_PROTOCOL_SECAGG_PLUS if secure_sum else task_pb2.SUM_PROTOCOL_TRUSTED
         self._sessions: dict[bytes, _Played] = {}
@@ -175,7 +178,8 @@ class FakeServices:
             return CheckInResponse(rejection=rejection, retry_windows=windows, minimum_examples=self.minimum_examples)
         assignment = self._assignment()
         self.change(assignment)
-        self._sessions[assignment.session] = _Played(assignment, Neighbours(assignment, self._fixed_point()))
+        self.assigned.append(assignment)
+        self._sessions[assignment.session] = _Played(assignment, Neighbours(assignment, self._fixed_point(assignment)))
         return CheckInResponse(assignment=assignment, retry_windows=windows, minimum_examples=self.minimum_examples)
 
     def _finish(self, request: FinishSessionRequest) -> FinishSessionResponse:
@@ -251,9 +255,9 @@ class FakeServices:
             minimum_group=MINIMUM_GROUP,
         )
 
-    def _fixed_point(self) -> FixedPoint:
+    def _fixed_point(self, assignment: Assignment) -> FixedPoint:
         manifest = self.plan.manifest
         checkpoint = read_checkpoint(self.blobs[manifest.initial_checkpoint.digest], manifest)
-        elements = manifests.segment_elements(manifest.layout, manifest, rows_in_force(manifest, checkpoint), {})
+        elements = manifests.segment_elements(assignment.layout, manifest, rows_in_force(manifest, checkpoint), {})
         bounds = [metric.bound for metric in manifest.metrics]
-        return manifests.fixed_point_of(manifest.layout, elements, bounds, self._secure_sum())
+        return manifests.fixed_point_of(assignment.layout, elements, bounds, assignment.secure_sum)
