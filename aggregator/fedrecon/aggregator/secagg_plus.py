@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 from google.protobuf.message import Message
 
@@ -319,9 +320,9 @@ class SecAggPlusSum:
             return _given_up(group, "TOO_FEW_REVEALED", now) if is_late else None
         revealed = dict(self._revealed)
 
-        def work(total: Vector) -> Vector:
+        def work(total: Vector, executor: Executor | None = None, parts: int = 1) -> Vector:
             try:
-                return unmask(total, masked, revealed)
+                return unmask(total, masked, revealed, executor, parts)
             except CannotUnmaskError as error:
                 raise DamagedSumError(str(error)) from error
 

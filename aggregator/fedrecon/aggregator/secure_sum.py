@@ -13,6 +13,7 @@ moment calls for it returns as a value (`Due`), and whoever runs the group makes
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -69,15 +70,32 @@ class Keep:
     event: Callable[[bytes], RosterFrozen | SharesFixed]
 
 
+class Unmasking(Protocol):
+    """Takes the masks off a running sum; it may take seconds."""
+
+    def __call__(self, total: Vector, executor: Executor | None = None, parts: int = 1) -> Vector:
+        """Returns the sum.
+
+        Args:
+            total: the running sum; it is not changed.
+            executor: does the parts of the work; None: they are done here, one after the other.
+            parts: how many parts.
+
+        Raises:
+            DamagedSumError: it cannot be made.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Unmask:
     """Take the masks off the sum, and close the group.
 
     Attributes:
-        work: makes the sum of the running sum; it may take seconds. Raises `DamagedSumError`.
+        work: makes the sum of the running sum.
     """
 
-    work: Callable[[Vector], Vector]
+    work: Unmasking
 
 
 Due = Keep | Unmask | UploadsEnded | Closed | Aborted
