@@ -21,6 +21,7 @@ from fedrecon.coordinator.round_events import (
     EndedBecause,
     Finish,
     GroupsClosed,
+    GroupsMoved,
     IllegalEvent,
     Opened,
     Outcome,
@@ -49,6 +50,7 @@ class Twin:
     sessions: dict[int, set[int]] = field(default_factory=dict)
     ended: dict[int, set[int]] = field(default_factory=dict)
     is_closed: bool = False
+    aggregator: str = ""
 
 
 class Machine(RuleBasedStateMachine):
@@ -73,7 +75,7 @@ class Machine(RuleBasedStateMachine):
         applied = ledger.apply(self.attempts, event, self.now)
         self.journal.append(round_entries.encode(self.now, event))
         self.attempts = applied.attempts
-        if not isinstance(event, SessionsFinished):
+        if not isinstance(event, SessionsFinished | GroupsMoved):
             self.effects = tuple(each for each in applied.effects if not isinstance(each, rounds.SendAssignments))
         return True
 
@@ -110,8 +112,14 @@ class Machine(RuleBasedStateMachine):
         event = Assigned(tuple(slot(number) for number in numbers), 9, (GROUP,), "here:1", 99)
         is_legal = self.twin.phase == "selecting" and len(set(numbers)) == len(numbers) and 2 <= len(numbers) <= 5
         if self.happen(event, is_legal=is_legal):
-            self.twin.phase, self.twin.began = "reporting", self.now
+            self.twin.phase, self.twin.began, self.twin.aggregator = "reporting", self.now, "here:1"
             self.twin.sessions[self.twin.attempt] = set(numbers)
+
+    @rule(part=st.integers(0, 1), aggregator=st.sampled_from(["here:1", "there:1"]))
+    def move(self, part: int, aggregator: str) -> None:
+        is_legal = self.twin.phase in {"reporting", "aggregating"} and part == 0 and aggregator != self.twin.aggregator
+        if self.happen(GroupsMoved(part, aggregator), is_legal=is_legal):
+            self.twin.aggregator = aggregator
 
     @rule(numbers=st.sets(st.integers(0, 9), min_size=1, max_size=3), back=st.integers(0, 2))
     def finish(self, numbers: set[int], back: int) -> None:

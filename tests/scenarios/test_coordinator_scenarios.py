@@ -94,6 +94,9 @@ class Scene:
                 attempt = len(self.attempts)
                 ends = tuple(Finish(slot(100 * attempt + n).session, Outcome[rest[-1].upper()]) for n in numbers)
                 return self.happen(SessionsFinished(attempt, ends))
+            case "moved":
+                told = self.happen(round_events.GroupsMoved(numbers[0], rest[-1]))
+                return [*told, *(f"at {part.aggregator}" for part in self.attempts[-1].parts)]
             case "goal":
                 return self.happen(ReportingEnded(EndedBecause.GOAL_MET, numbers[0]))
             case "closed":

@@ -20,6 +20,7 @@ from fedrecon.aggregator.group_events import (
     RosterFrozen,
     Segment,
     SharesFixed,
+    TakenOver,
     UploadsEnded,
 )
 from fedrecon.aggregator.groups import (
@@ -219,6 +220,22 @@ def test_ending_twice_changes_nothing_but_a_closed_group_may_be_discarded() -> N
     assert groups.end(aborted, 50, discard=False) is None
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        (),
+        (accepted(b"a", total=1),),
+        (accepted(b"a", total=1), Closed(1, b"sum", 30)),
+        (accepted(b"a", total=1), Aborted("DISCARDED", 1, 30)),
+    ],
+)
+def test_a_group_that_is_taken_over_stays_what_it_is(events: tuple[Event, ...]) -> None:
+    before = after(*events)
+    taken, effects = step(before, TakenOver("other", 40))
+    assert (taken.holder, effects) == ("other", ())
+    assert replace(taken, holder=before.holder) == before
+
+
 def test_a_group_expires_only_while_it_is_open() -> None:
     group = after(accepted(b"a", total=1))
     assert groups.expire(group, 999) is None
@@ -232,7 +249,8 @@ def test_a_large_cohort_needs_several_groups() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [OPENED, accepted(b"\x00\xff", total=1), Closed(2, b"sum", 3), Aborted("EXPIRED", 1, 2)]
+    "event",
+    [OPENED, TakenOver("other", 5), accepted(b"\x00\xff", total=1), Closed(2, b"sum", 3), Aborted("EXPIRED", 1, 2)],
 )
 def test_events_survive_the_journal(event: Event) -> None:
     assert CODEC.decode(CODEC.encode(event)) == event

@@ -15,9 +15,11 @@ from fedrecon.coordinator.round_events import (
     EndedBecause,
     Finish,
     GroupsClosed,
+    GroupsMoved,
     IllegalEvent,
     Opened,
     Outcome,
+    Part,
     ReportingEnded,
     SessionsFinished,
     Slot,
@@ -67,6 +69,7 @@ REACHED = {
 EXAMPLES: tuple[round_events.Event, ...] = (
     replace(OPENED, attempt=2),
     ASSIGNED,
+    GroupsMoved(0, "there:1"),
     finishes(0),
     ENDED,
     CLOSED,
@@ -251,3 +254,41 @@ def test_an_attempt_may_be_abandoned_after_its_retry_was_due() -> None:
     attempt, _ = step(after(OPENED, ASSIGNED), Abandoned("decided before the journal was away", 20), 60_000)
     assert attempt.phase is Phase.ABANDONED
     assert due(attempt, Seen(), 60_000) is None
+
+
+HERE = Part("here:1", (b"g" * 16,), 2, 2)
+THERE = Part("there:1", (b"h" * 16,), 2, 1)
+IN_PARTS = Assigned(
+    tuple(replace(slot, part=number % 2) for number, slot in enumerate(SLOTS)),
+    7,
+    (b"g" * 16, b"h" * 16),
+    "here:1",
+    99_000,
+    (HERE, THERE),
+)
+
+
+def test_an_attempt_on_one_aggregator_is_one_part() -> None:
+    (part,) = after(OPENED, ASSIGNED).parts
+    assert part == Part("here:1", (b"g" * 16,), TERMS.cohort_size, TERMS.report_goal)
+    assert after(OPENED).parts == ()
+
+
+def test_a_part_that_moved_is_where_it_moved_to_and_the_others_stay() -> None:
+    attempt = after(OPENED, IN_PARTS, GroupsMoved(1, "elsewhere:1"), GroupsMoved(1, "here:1"))
+    assert [part.aggregator for part in attempt.parts] == ["here:1", "here:1"]
+    assert [part.groups for part in attempt.parts] == [HERE.groups, THERE.groups]
+
+
+@pytest.mark.parametrize(
+    ("assigned", "why"),
+    [
+        (replace(IN_PARTS, parts=(HERE,)), "other groups"),
+        (replace(IN_PARTS, parts=(THERE, HERE), groups=(b"h" * 16, b"g" * 16)), "other groups"),
+        (replace(IN_PARTS, slots=(*SLOTS[:3], replace(SLOTS[3], part=2))), "a part that there is not"),
+        (replace(ASSIGNED, slots=(*SLOTS[:3], replace(SLOTS[3], part=1))), "a part that there is not"),
+    ],
+)
+def test_parts_that_do_not_fit_their_attempt_are_refused(assigned: Assigned, why: str) -> None:
+    with pytest.raises(IllegalEvent, match=why):
+        after(OPENED, assigned)
