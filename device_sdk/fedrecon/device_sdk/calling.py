@@ -40,6 +40,8 @@ CLAIM_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 300.0
 _FAILURES_BEFORE_ASKING = 2
 BLOB_LIMIT_BYTES = 1 << 30
+UPLOAD_CHUNK_BYTES = 1 << 18
+"""A message is held several times on its way, and is sent again whole where the connection breaks within it."""
 _UINT32 = 1 << 32
 
 
@@ -234,7 +236,7 @@ class Line:
 
         def parts() -> Iterator[bytes]:
             yield UploadRequest(header=header).SerializeToString()
-            for chunk in chunks.cut(content, header.offset):
+            for chunk in chunks.cut(content, header.offset, UPLOAD_CHUNK_BYTES):
                 yield UploadRequest(chunk=chunk).SerializeToString()
 
         within, reached = self._within(TRANSFER_SECONDS), self._reached(target)

@@ -35,6 +35,9 @@ WITHIN_CLIP_NOISE_SHARE = 0.05
 """Noise on the count of those within the clip norm, as a share of the reports wanted (Andrew et al. 2021)."""
 TAIL_ENTRY_BYTES = 8
 
+_PIECE_ELEMENTS = 1 << 14
+"""Elements that are rounded together: a phone has no room for a whole report in 64 bits, several times over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -170,14 +173,16 @@ def quantise(
     body = np.zeros(fixed_point.elements, dtype=fixed_point.body_type)
     start = 0
     for update, segment, scale in zip(updates, fixed_point.segments, fixed_point.scales(), strict=True):
-        flat = np.asarray(update, dtype=np.float64).ravel()
+        flat = np.asarray(update).ravel()
         if not np.isfinite(flat).all():
             raise ValueError("the update holds a value that is not finite: it diverged; nothing is reported")
         limit = fixed_point.maximum_weight * segment.bound
-        scaled = np.clip(flat * weight, -limit, limit) * scale
-        scaled += keystream.uniform(rounding_seed, "rounding", start, flat.size)
-        integers = np.clip(np.floor(scaled), -fixed_point.quantum_limit, fixed_point.quantum_limit).astype(np.int64)
-        body[start : start + flat.size] = integers.astype(fixed_point.body_type)
+        for first in range(0, flat.size, _PIECE_ELEMENTS):
+            piece = flat[first : first + _PIECE_ELEMENTS].astype(np.float64)
+            scaled = np.clip(piece * weight, -limit, limit) * scale
+            scaled += keystream.uniform(rounding_seed, "rounding", start + first, piece.size)
+            integers = np.clip(np.floor(scaled), -fixed_point.quantum_limit, fixed_point.quantum_limit)
+            body[start + first : start + first + piece.size] = integers.astype(np.int64).astype(fixed_point.body_type)
         start += flat.size
     tail = [weight, 1]
     for total, bound in zip(metric_sums, fixed_point.metric_bounds, strict=True):
