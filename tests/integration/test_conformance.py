@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -102,3 +103,14 @@ def test_a_process_that_is_no_device_fails(capsys: pytest.CaptureFixture[str]) -
 def test_a_scene_that_is_not_there_is_a_mistake_of_the_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", "--target", "127.0.0.1:0", "--scene", "no scene"]) == 2
     assert "There is no scene 'no scene'" in capsys.readouterr().err
+
+
+def test_without_a_command_the_person_is_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert main(["conformance", "--target", "127.0.0.1:0", "--scene", "a report"]) == 1
+    shown = capsys.readouterr().out
+    assert '"population": "conformance"' in shown
+    assert "it did not check in" in shown
+    assert "compare with training.json" in shown, "what to do about it"

@@ -65,6 +65,9 @@ export function mapExamples(
       );
     }
     const items = vocabularies.get(rule.vocabulary);
+    if (items === undefined && rule.vocabulary !== "") {
+      throw new UnusablePlanError(`the field '${rule.name}' uses the vocabulary '${rule.vocabulary}', which is not there`);
+    }
     return column.map((value, place) => {
       const numbers = items === undefined ? [value].flat().map(Number) : [rowOf(String(value), items, rule, rows)];
       if (items !== undefined && numbers[0]! < 0) {

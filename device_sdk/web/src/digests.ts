@@ -39,6 +39,10 @@ export function fromHex(text: string): Bytes {
   return Uint8Array.from(text.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
 }
 
+/** Returns the bytes of base64; throws a `TypeError` where the text is none. */
 export function fromBase64(text: string): Bytes {
+  if (!/^[A-Za-z0-9+/]*=*$/.test(text) || text.length % 4 !== 0) {
+    throw new TypeError(`'${text}' is no base64`);
+  }
   return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }

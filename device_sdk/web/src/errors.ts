@@ -76,6 +76,21 @@ export class UnsupportedPlatformError extends FedreconError {
   }
 }
 
+/**
+ * Runs work that follows what a plan says. What JavaScript itself throws on the way, the plan is to blame for: whoever
+ * wrote it, the app did not.
+ */
+export async function blamingThePlan<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof TypeError || error instanceof RangeError || error instanceof SyntaxError) {
+      throw new UnusablePlanError(`the plan does not run here: ${String(error)}`);
+    }
+    throw error;
+  }
+}
+
 /** Something tried to serialise local parameters. */
 export class LocalParametersStayError extends FedreconError {
   constructor(message: string) {

@@ -7,7 +7,15 @@
 
 import { type Examples, type FieldRule, mapExamples } from "./columns.js";
 import { type Bytes, digestOf, fromBase64, toHex, verifyDigest } from "./digests.js";
-import { DivergedError, TooFewExamplesError, UntrustedPlanError, UnusablePlanError } from "./errors.js";
+import {
+  blamingThePlan,
+  DivergedError,
+  FedreconError,
+  TooFewExamplesError,
+  UnreachableError,
+  UntrustedPlanError,
+  UnusablePlanError,
+} from "./errors.js";
 import { RunnableGraph } from "./graphs.js";
 import { LocalParameters } from "./local_parameters.js";
 import {
@@ -98,6 +106,10 @@ export class Plan {
    * @param fetchBlob gives the parts that the manifest names.
    */
   static async load(content: Bytes, fetchBlob: FetchBlob, options: PlanOptions = {}): Promise<Plan> {
+    return blamingThePlan(() => Plan.loadVerified(content, fetchBlob, options));
+  }
+
+  private static async loadVerified(content: Bytes, fetchBlob: FetchBlob, options: PlanOptions): Promise<Plan> {
     const digest = await digestOf(content);
     const trusted = options.trustedPlans ?? [];
     if (trusted.length > 0) {
@@ -109,7 +121,9 @@ export class Plan {
     const manifest = readManifest(content);
     const verified: FetchVerified = async (reference, what) => {
       const named = toHex(fromBase64(reference?.digest ?? ""));
-      const blob = await fetchBlob(named);
+      const blob = await fetchBlob(named).catch((error: unknown) => {
+        throw error instanceof FedreconError ? error : new UnreachableError(`${what}: ${String(error)}`);
+      });
       await verifyDigest(blob, named, what);
       return blob;
     };
@@ -132,9 +146,11 @@ export class Plan {
    * @param seed 32 bytes for initial values; zeros if not given, so that equal examples give equal answers.
    */
   async reconstruct(mine: Examples, work: LocalWork = {}, seed: Bytes = new Uint8Array(32)): Promise<LocalParameters> {
-    const bench = await this.prepare(mine, work);
-    const positions = Array.from({ length: bench.examples }, (_, position) => position);
-    return new LocalParameters(await this.reconstructOn(bench, positions, work, seed));
+    return blamingThePlan(async () => {
+      const bench = await this.prepare(mine, work);
+      const positions = Array.from({ length: bench.examples }, (_, position) => position);
+      return new LocalParameters(await this.reconstructOn(bench, positions, work, seed));
+    });
   }
 
   /** Returns the model's scores of some rows of a vocabulary, or of some values of its input field. */
@@ -157,33 +173,7 @@ export class Plan {
    * @param seeds randomness of this session.
    */
   async train(mine: Examples, work: LocalWork, seeds: Seeds): Promise<TrainingResult> {
-    const bench = await this.prepare(mine, work);
-    const wanted = Math.max(work.minimum_examples ?? 0, 1);
-    if (bench.examples < wanted) {
-      throw new TooFewExamplesError(`the model can use ${bench.examples} examples; the task needs ${wanted}`);
-    }
-    const reconstructing = work.reconstruct_schedule ?? this.manifest.reconstruct_schedule ?? {};
-    const updating = work.update_schedule ?? this.manifest.update_schedule ?? {};
-    const { support, query } = await split(
-      bench.examples,
-      work.split ?? "SPLIT_RULE_UNSPECIFIED",
-      reconstructing.batch_size || updating.batch_size || 0, // ridge has no batches of its own
-      work.support_fraction ?? 0,
-      seeds.split,
-    );
-    if (query.length === 0) {
-      throw new TooFewExamplesError(`${bench.examples} examples leave none for the query set`);
-    }
-    const local = await this.reconstructOn(bench, support, work, seeds.initial);
-    const metrics = this.manifest.metrics ?? [];
-    const sums = metrics.length > 0 ? await this.run("GRAPH_ROLE_EVALUATE", bench, local, query, reconstructing) : null;
-    const metricSums = metrics.map(({ name }) => numbersOf(sums!.get(`VALUE_SOURCE_METRIC ${name}`)!)[0]!);
-    const outputs = await this.run("GRAPH_ROLE_UPDATE", bench, local, query, updating);
-    const updates = this.updatesOf(outputs, bench);
-    if (!metricSums.every(Number.isFinite) || ![...updates.values()].every((update) => isFinite(update.values))) {
-      throw new DivergedError("training gave an update or a metric sum that is not finite");
-    }
-    return { updates, metricSums, examples: query.length, localParameters: new LocalParameters(local) };
+    return blamingThePlan(() => this.trainOn(mine, work, seeds));
   }
 
   /**
@@ -220,6 +210,36 @@ export class Plan {
   /** Gives the graphs' memory back. */
   async close(): Promise<void> {
     await Promise.all([...this.graphs.values()].map(([, runnable]) => runnable.close()));
+  }
+
+  private async trainOn(mine: Examples, work: LocalWork, seeds: Seeds): Promise<TrainingResult> {
+    const bench = await this.prepare(mine, work);
+    const wanted = Math.max(work.minimum_examples ?? 0, 1);
+    if (bench.examples < wanted) {
+      throw new TooFewExamplesError(`the model can use ${bench.examples} examples; the task needs ${wanted}`);
+    }
+    const reconstructing = work.reconstruct_schedule ?? this.manifest.reconstruct_schedule ?? {};
+    const updating = work.update_schedule ?? this.manifest.update_schedule ?? {};
+    const { support, query } = await split(
+      bench.examples,
+      work.split ?? "SPLIT_RULE_UNSPECIFIED",
+      reconstructing.batch_size || updating.batch_size || 0, // ridge has no batches of its own
+      work.support_fraction ?? 0,
+      seeds.split,
+    );
+    if (query.length === 0) {
+      throw new TooFewExamplesError(`${bench.examples} examples leave none for the query set`);
+    }
+    const local = await this.reconstructOn(bench, support, work, seeds.initial);
+    const metrics = this.manifest.metrics ?? [];
+    const sums = metrics.length > 0 ? await this.run("GRAPH_ROLE_EVALUATE", bench, local, query, reconstructing) : null;
+    const metricSums = metrics.map(({ name }) => numbersOf(sums!.get(`VALUE_SOURCE_METRIC ${name}`)!)[0]!);
+    const outputs = await this.run("GRAPH_ROLE_UPDATE", bench, local, query, updating);
+    const updates = this.updatesOf(outputs, bench);
+    if (!metricSums.every(Number.isFinite) || ![...updates.values()].every((update) => isFinite(update.values))) {
+      throw new DivergedError("training gave an update or a metric sum that is not finite");
+    }
+    return { updates, metricSums, examples: query.length, localParameters: new LocalParameters(local) };
   }
 
   private async reconstructOn(

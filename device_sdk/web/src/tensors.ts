@@ -42,6 +42,9 @@ export function readSafetensors(content: Bytes): ReadonlyMap<string, Values> {
   } catch (error) {
     throw new UnusablePlanError(`the safetensors header is no JSON: ${String(error)}`);
   }
+  if (header === null || typeof header !== "object") {
+    throw new UnusablePlanError("the safetensors header is no JSON object");
+  }
   const tensors = new Map<string, Values>();
   for (const [name, entry] of Object.entries(header)) {
     if (name !== "__metadata__") {
@@ -56,14 +59,18 @@ function readTensor(name: string, entry: Entry, content: Bytes, start: number): 
   if (stored === undefined) {
     throw new UnusablePlanError(`tensor ${name} has type ${entry?.dtype}, which this version does not read`);
   }
-  const [begin, end] = entry.data_offsets;
-  if (!(begin >= 0 && start + end <= content.length && end - begin === product(entry.shape) * stored.bytes)) {
+  const { shape, data_offsets: offsets } = entry;
+  if (!Array.isArray(shape) || !Array.isArray(offsets)) {
+    throw new UnusablePlanError(`tensor ${name}: its header has no shape, or no place`);
+  }
+  const [begin, end] = offsets as [number, number];
+  if (!(begin >= 0 && start + end <= content.length && end - begin === product(shape) * stored.bytes)) {
     throw new UnusablePlanError(
-      `tensor ${name}: [${entry.shape}] ${entry.dtype} does not fit bytes ${begin} to ${end} of a file with ` +
+      `tensor ${name}: [${shape}] ${entry.dtype} does not fit bytes ${begin} to ${end} of a file with ` +
         `${content.length - start} bytes of data; the file is cut off or damaged`,
     );
   }
   // A copy begins at an address that the elements may have.
   const bytes = content.slice(start + begin, start + end);
-  return { type: stored.type, dims: entry.shape, data: new stored.elements(bytes.buffer) };
+  return { type: stored.type, dims: shape, data: new stored.elements(bytes.buffer) };
 }
