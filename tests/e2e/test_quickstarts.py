@@ -12,6 +12,8 @@ import os
 import re
 import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +47,9 @@ def commands(page: str) -> list[str]:
 
 
 def needs_stack(command: str) -> bool:
-    return bool(re.match(r"fedrecon (task|rounds|checkpoints|blobs|fleet) |fedrecon export (?!--)", command))
+    return bool(
+        re.match(r"fedrecon (task|rounds|checkpoints|blobs|aggregators|fleet) |fedrecon export (?!--)", command)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,48 @@ def test_the_apps_participation_says_that_nobody_answers(
     assert names["participation"].outcome is Outcome.UNREACHABLE
     assert [each.message for each in names["device"].receipt()] == ["CheckIn", "CheckIn"]
     assert "CheckIn" in capsys.readouterr().out
+    in_background = blocks("quickstart-app.md", "python")[2]
+    exec(compile(in_background, "quickstart", "exec"), names)  # noqa: S102 - the page's own code is what is tested
+    assert names["turn"].outcome is Outcome.NOT_NOW
     names["examples"].close()
+
+
+def test_the_apps_own_tests_and_what_it_shows_the_user_run() -> None:
+    names = execute(blocks("quickstart-app.md", "python")[4])
+    device = names["device"]
+    for_the_user = blocks("quickstart-app.md", "python")[3].replace('"1"', '"film-1"')
+    exec(compile(for_the_user, "quickstart", "exec"), names)  # noqa: S102 - the page's own code is what is tested
+    assert device.is_opted_out
+    assert (names["examples"].count(), device.history()) == (0, ())
+
+
+def test_the_example_app_rates_recommends_takes_part_and_forgets(tmp_path: Path) -> None:
+    typed = [
+        "rate film-1 5",
+        "rate film-2 1",
+        "rate film-3",
+        "recommend",
+        "take-part",
+        "take-part",
+        "recommend 2",
+        "history",
+        "opt-out",
+        "forget",
+        "recommend",
+        "quit",
+    ]
+    app = DOCS.parent / "device_sdk" / "examples" / "films.py"
+    run = [sys.executable, str(app), "--demo", "--home", str(tmp_path)]
+    ended = subprocess.run(run, input="\n".join(typed), capture_output=True, text=True, check=True)
+    shown = ended.stdout.splitlines()
+    assert shown[:2] == ["1 ratings", "2 ratings"]
+    assert "take part once" in shown[3]
+    assert shown[4] == "uploaded"
+    assert shown[5].startswith("not now: it is to rest")
+    assert [line.split()[-1] for line in shown[6:8]] == ["Film-5", "Film-4"]
+    assert "uploaded: " in shown[8]
+    assert shown[-2] == "forgotten"
+    assert "take part once" in shown[-1]
 
 
 @pytest.mark.parametrize("page", ["quickstart-operator.md", "quickstart-modeller.md"])
