@@ -14,7 +14,7 @@ import pytest
 from fedrecon.ops.command import main
 from fedrecon.ops.conformance.judging import ALWAYS
 from fedrecon.ops.conformance.rules import RULES, SCENES
-from fedrecon.ops.conformance.running import Verdict, judge_device
+from fedrecon.ops.conformance.running import ROUNDING, Verdict, judge_device
 from support.tested_devices import TestedDevice
 from support.wrong_devices import WRONG
 
@@ -34,21 +34,31 @@ async def test_the_python_sdk_keeps_every_rule() -> None:
     assert set(found) == {rule.name for rule in RULES}
 
 
-SCENES_OF_RULES_THAT_ALWAYS_HOLD = {
-    "readable": "report",
-    "deadlines": "report",
-    "check-in": "report",
-    "session-end": "report",
-    "shape": "report",
-    "signatures": "enrolment",
-    "session-proofs": "report",
-    "round-token": "report",
+SCENES_OF_OTHER_RULES = {
+    "readable": ["report"],
+    "deadlines": ["report"],
+    "check-in": ["report"],
+    "session-end": ["report"],
+    "shape": ["report"],
+    "signatures": ["enrolment"],
+    "session-proofs": ["report"],
+    "round-token": ["report"],
+    "rounding": [
+        "report",
+        "void",
+        "ticket",
+        "unknown-fields",
+        "locate",
+        "same-bytes",
+        "upload-status",
+        "fetch-resumes",
+    ],
 }
 
 
 @pytest.mark.parametrize("rule", WRONG)
 async def test_a_device_that_breaks_a_rule_is_found_out(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = await verdicts(WRONG[rule](monkeypatch), SCENES_OF_RULES_THAT_ALWAYS_HOLD.get(rule, rule))
+    found = await verdicts(WRONG[rule](monkeypatch), *SCENES_OF_OTHER_RULES.get(rule, [rule]))
     assert not found[rule].holds, found
 
 
@@ -60,7 +70,7 @@ def test_every_scene_and_every_common_rule_is_one_of_the_rules() -> None:
     names = [rule.name for rule in RULES]
     assert len(set(names)) == len(names)
     assert len({scene.name for scene in SCENES}) == len(SCENES)
-    assert {scene.rule for scene in SCENES} | set(ALWAYS) | {"readable"} == set(names)
+    assert {scene.rule for scene in SCENES} | set(ALWAYS) | {"readable", ROUNDING} == set(names)
 
 
 def test_the_protocol_has_the_section_of_every_rule() -> None:

@@ -268,6 +268,10 @@ def _stopped_clock(settings: dict[str, Any]) -> None:
     settings["patience"] = Patience(longest_seconds=1.0)
 
 
+def _without_chance(settings: dict[str, Any]) -> None:
+    settings["entropy"] = bytes
+
+
 def _newest_first(settings: dict[str, Any]) -> None:
     values = settings["examples"].values
     settings["examples"] = Columns({name: column[::-1] for name, column in values.items()})
@@ -355,6 +359,7 @@ WRONG: Mapping[str, Make] = {
     "TOO_FEW_CONTRIBUTORS": without(session, "verify_contributors"),
     "round-token": speaking("Join", _other_token, JoinRequest),
     "report": with_settings(_newest_first),
+    "rounding": with_settings(_without_chance),
     "evaluation": hearing(_train),
     "task-settings": hearing(_own_schedule),
     "clip-norm": hearing(_never_clip),

@@ -59,6 +59,7 @@ RULES = (
     Rule("TOO_FEW_CONTRIBUTORS", FLOORS, "rows with too few contributors are refused", "compute it from the row set"),
     Rule("round-token", ARITHMETIC, "session, round and token go back as they came", "keep them as bytes"),
     Rule("report", ARITHMETIC, "the report is the plan's", "compare with training.json and wire.json, step by step"),
+    Rule("rounding", ARITHMETIC, "rounding is drawn anew for each session", "three fresh seeds a session, told nobody"),
     Rule("evaluation", ARITHMETIC, "an evaluation reports metric sums alone", "leave the body empty"),
     Rule("task-settings", ARITHMETIC, "the task's settings win over the plan's", "read LocalWork before the manifest"),
     Rule("clip-norm", ARITHMETIC, "the update is clipped", "clip the norm of all segments together"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from fedrecon.ops.conformance.judging import ALWAYS, Expected, outcome
 from fedrecon.ops.conformance.material import EXAMPLES, POPULATION, Material, conformance_material
 from fedrecon.ops.conformance.playing import Play
 from fedrecon.ops.conformance.rules import RULES, Rule
-from fedrecon.ops.conformance.scenes import MINIMUM_GROUP, Scene
+from fedrecon.ops.conformance.scenes import MINIMUM_GROUP, Scene, unchanged
 from fedrecon.ops.conformance.serving import Stage
 from fedrecon.v1 import coordinator_pb2, task_pb2
 from fedrecon.v1.common_pb2 import BlobReference, RoundKey
@@ -23,6 +23,9 @@ from fedrecon.wire.digests import digest_of
 from fedrecon.wire.proofs import SESSION_KEY_BYTES
 
 SESSION_BYTES = 16
+ROUNDING = "rounding"
+ENOUGH_REPORTS = 8
+"""Two reports of the plan are rounded alike by chance in 7 of 100 cases, eight in one of some millions."""
 REPORT_SECONDS = 60
 
 
@@ -107,6 +110,7 @@ async def judge_device(
     verdicts = {rule.name: Verdict(rule) for rule in RULES}
     stage = Stage(clock)
     bound, elsewhere = await stage.open(target)
+    alike: list[bytes] = []
     listening(bound)
     try:
         for scene in scenes:
@@ -115,9 +119,19 @@ async def judge_device(
             stage.play = None
             for name, complaints in judge(scene, play, failure).items():
                 verdicts[name].add(scene.name, complaints)
+            if scene.change is unchanged and play.acknowledged:
+                alike.append(bytes(play.received))
     finally:
         await stage.close()
+    if len(alike) >= ENOUGH_REPORTS:
+        verdicts[ROUNDING].add(f"{len(alike)} reports of the same work", rounding_complaints(alike))
     return [verdict for verdict in verdicts.values() if verdict.scenes]
+
+
+def rounding_complaints(reports: Sequence[bytes]) -> Iterator[str]:
+    """Yields what is wrong with reports of the same work in many sessions: they differ by their rounding alone."""
+    if len(set(reports)) == 1:
+        yield "all of them were rounded alike: sums of such reports are biased"
 
 
 def judge(scene: Scene, play: Play, failure: str = "") -> dict[str, list[str]]:
