@@ -179,7 +179,7 @@ def test_the_example_app_rates_recommends_takes_part_and_forgets(tmp_path: Path)
     assert "take part once" in shown[3]
     assert shown[4] == "uploaded"
     assert shown[5].startswith("not now: it is to rest")
-    assert [line.split()[-1] for line in shown[6:8]] == ["Film-5", "Film-4"]
+    assert [line.split()[-1] for line in shown[6:8]] == ["Film-0", "Film-3"]
     assert "uploaded: " in shown[8]
     assert shown[-2] == "forgotten"
     assert "take part once" in shown[-1]
