@@ -66,7 +66,7 @@ export function mapExamples(
     }
     const items = vocabularies.get(rule.vocabulary);
     if (items === undefined && rule.vocabulary !== "") {
-      throw new UnusablePlanError(`the field '${rule.name}' uses the vocabulary '${rule.vocabulary}', which is not there`);
+      throw new UnusablePlanError(`field '${rule.name}' uses the vocabulary '${rule.vocabulary}', which is not there`);
     }
     return column.map((value, place) => {
       const numbers = items === undefined ? [value].flat().map(Number) : [rowOf(String(value), items, rule, rows)];
@@ -79,7 +79,8 @@ export function mapExamples(
           "give as many numbers as the model takes",
         );
       }
-      usable[place] &&= items === undefined ? numbers.every((number) => isWithin(number, rule.limits)) : numbers[0]! >= 0;
+      const isKnown = items === undefined ? numbers.every((each) => isWithin(each, rule.limits)) : numbers[0]! >= 0;
+      usable[place] &&= isKnown;
       return numbers;
     });
   });

@@ -92,7 +92,12 @@ export function readManifest(content: Bytes): Manifest {
     throw new UnusablePlanError(`the manifest cannot be read: ${String(error)}`);
   }
   if (!FORMATS.includes(manifest?.format)) {
-    throw new UnusablePlanError(`plan '${manifest?.name}' has format ${manifest?.format}; this version runs ${FORMATS}`);
+    throw new UnusablePlanError(`plan '${manifest?.name}' has format ${manifest?.format}, not one of ${FORMATS}`);
+  }
+  for (const name of ["parameters", "fields", "graphs", "metrics"] as const) {
+    if (!Array.isArray(manifest[name] ?? [])) {
+      throw new UnusablePlanError(`plan '${manifest.name}': its ${name} are no list`);
+    }
   }
   return manifest;
 }

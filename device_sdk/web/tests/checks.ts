@@ -5,11 +5,12 @@
  * largest number expected beside it; what must be equal and is not, it throws.
  */
 
+import type { LocalWork } from "../src/bench.js";
 import { type Bytes, digestOf, fromBase64, fromHex, toHex } from "../src/digests.js";
 import { words } from "../src/keystream.js";
 import type { LocalParameters } from "../src/local_parameters.js";
 import { initialLocals, type Manifest, type PlanSignature, verifyPlan } from "../src/manifests.js";
-import { Plan, type LocalWork } from "../src/plans.js";
+import { Plan } from "../src/plans.js";
 import { Recommender } from "../src/recommender.js";
 import { order, split } from "../src/schedules.js";
 import { readSafetensors } from "../src/tensors.js";
