@@ -7,18 +7,21 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import Message
 
 from fedrecon.inference.catalogue import Catalogue, _Followed
+from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.publishing import Publication
 from fedrecon.inference.recommending import OpenRecommender
 from fedrecon.inference.service import InferenceService
+from fedrecon.inference.similarity import ItemVectors
 from fedrecon.ops.blob_service import BlobService
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.metrics import Metrics
 from fedrecon.v1.blobs_pb2 import FetchRequest, StatRequest
 from fedrecon.v1.common_pb2 import BlobReference
-from fedrecon.v1.inference_pb2 import Column, GetRecommenderRequest, RecommendRequest
+from fedrecon.v1.inference_pb2 import Column, FindSimilarRequest, GetRecommenderRequest, RecommendRequest
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.vocabularies import read_vocabulary
 from support.fuzz_subjects import Parts, Subject, Verdict, ask, parse
@@ -56,11 +59,12 @@ def build_all(folder: Path) -> list[Subject]:
         vocabulary=BlobReference(digest=blobs.put(sample.vocabulary), size=len(sample.vocabulary)),
         answering=OpenRecommender.open(recommender, read_vocabulary(sample.vocabulary)),
         largest_difference=0.0,
+        vectors=ItemVectors(np.eye(12, 3, dtype=np.float32), np.array([4])),
     )
     catalogue = Catalogue(None, blobs, Inline(), metrics)  # type: ignore[arg-type]  # nobody is followed
     catalogue._followed[TASK] = _Followed(publication=live)
     catalogue._listed = True
-    inference = InferenceService(catalogue, Inline(), metrics)
+    inference = InferenceService(catalogue, ModelThreads(Inline(), 100, metrics))
     rated = RecommendRequest(
         task=TASK,
         columns=[
@@ -70,11 +74,19 @@ def build_all(folder: Path) -> list[Subject]:
         count=5,
         exclude_seen=True,
         excluded_keys=["key-2"],
+        allowed_keys=["key-3", "key-4", "key-6"],
+        reasons=2,
     )
     calls: list[tuple[str, Callable[..., Any], list[Message], float]] = [
         ("Blobs/Stat", store.Stat, [StatRequest(digest=blob)], 0.5),
         ("Blobs/Fetch", store.Fetch, [FetchRequest(digest=blob, offset=7), FetchRequest(digest=blob)], 0.5),
         ("Inference/GetRecommender", inference.GetRecommender, [GetRecommenderRequest(task=TASK)], 0.3),
+        (
+            "Inference/FindSimilar",
+            inference.FindSimilar,
+            [FindSimilarRequest(task=TASK, key="key-1", count=3)],
+            0.3,
+        ),
         ("Inference/Recommend", inference.Recommend, [rated, RecommendRequest(task=TASK, count=3)], 0.5),
     ]
 

@@ -72,8 +72,17 @@ class Exports:
         assert self.may_go_on.wait(SECONDS)
         if self.failures:
             raise self.failures.pop(0)
+        unopened = cast("Any", None)
         return Publication(
-            task.spec.name, round_number, task.checkpoint, b"", BlobReference(), BlobReference(), cast("Any", None), 0.0
+            task.spec.name,
+            round_number,
+            task.checkpoint,
+            b"",
+            BlobReference(),
+            BlobReference(),
+            unopened,
+            0.0,
+            unopened,
         )
 
 

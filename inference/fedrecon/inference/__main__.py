@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from fedrecon.inference.catalogue import Catalogue
+from fedrecon.inference.http_face import HttpFace
+from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.service import InferenceService
 from fedrecon.inference.settings import InferenceSettings
 from fedrecon.ops.blob_service import BlobService
@@ -15,6 +17,9 @@ from fedrecon.ops.tls import open_service_channel
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 from fedrecon.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+
+_QUEUED_PER_THREAD = 200
+"""Calls that may wait for each thread: what it does in a fraction of a second."""
 
 _REFRESHED = 4
 """How often what is served is refreshed within the grace time of blobs."""
@@ -26,14 +31,18 @@ async def start(service: Service[InferenceSettings]) -> None:
     blobs = await open_blob_store(settings)
     # Exports have a thread of their own: users never wait for one.
     exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
-    recommending = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")
-    for threads in (exporting, recommending):
-        service.resources.callback(threads.shutdown, wait=False, cancel_futures=True)
+    threads = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")
+    for each in (exporting, threads):
+        service.resources.callback(each.shutdown, wait=False, cancel_futures=True)
+    recommending = ModelThreads(threads, settings.inference_threads * _QUEUED_PER_THREAD, service.metrics)
     channel = open_service_channel(settings.coordinator_target, settings)
     service.resources.push_async_callback(channel.close)
     catalogue = Catalogue(AdminStub(channel), blobs, exporting, service.metrics)
-    service.add(add_InferenceServicer_to_server, InferenceService(catalogue, recommending, service.metrics))
+    service.add(add_InferenceServicer_to_server, InferenceService(catalogue, recommending))
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
+    if settings.inference_http_port >= 0:
+        face = HttpFace(catalogue, blobs, recommending)
+        service.add_http(face.routes(), settings.inference_http_port, "inference_http_port")
     service.run("follow tasks", catalogue.follow())
     service.run("keep what is served", catalogue.keep_served(settings.blobs_grace_hours * 3600 / _REFRESHED))
 

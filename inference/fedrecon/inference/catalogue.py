@@ -133,6 +133,11 @@ class Catalogue:
             retry_milliseconds=_SOON_MILLISECONDS,
         )
 
+    def serves(self, digest: bytes) -> bool:
+        """Returns whether a blob is a file of something live."""
+        live = [followed.publication for followed in self._followed.values() if followed.publication is not None]
+        return any(digest in {each.recommender.digest, each.vocabulary.digest} for each in live)
+
     async def follow(self) -> None:
         """Follows all tasks of the coordinator, until it is cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedrecon.inference.bundles import fetch_verified, read_bundle
+from fedrecon.inference.bundles import fetch_verified, read_bundle, read_checkpoint
 from fedrecon.inference.recommending import OpenRecommender
+from fedrecon.inference.similarity import ItemVectors
 from fedrecon.inference.verifying import export_proved
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.v1.admin_pb2 import Task
@@ -30,6 +31,7 @@ class Publication:
         vocabulary: its items.
         answering: the file, opened.
         largest_difference: of a score from the plan's own graphs, when it was proved.
+        vectors: of its items.
     """
 
     task: str
@@ -40,6 +42,7 @@ class Publication:
     vocabulary: BlobReference
     answering: OpenRecommender
     largest_difference: float
+    vectors: ItemVectors
 
 
 def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
@@ -64,6 +67,7 @@ def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
     vocabulary = bundle.vocabulary(task.spec.vocabularies)
     items = fetch_verified(vocabulary, "vocabulary", fetch)
     exported = export_proved(bundle, checkpoint, items, task.spec.name, round_number, task.spec.work)
+    opened = read_vocabulary(items)
     return Publication(
         task=task.spec.name,
         round=round_number,
@@ -71,6 +75,7 @@ def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
         plan_digest=bundle.digest,
         recommender=BlobReference(digest=blobs.put(exported.recommender), size=len(exported.recommender)),
         vocabulary=vocabulary,
-        answering=OpenRecommender.open(exported.recommender, read_vocabulary(items)),
+        answering=OpenRecommender.open(exported.recommender, opened),
         largest_difference=exported.largest_difference,
+        vectors=ItemVectors.of(bundle, read_checkpoint(bundle, checkpoint), opened.retired),
     )

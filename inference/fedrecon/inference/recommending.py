@@ -2,6 +2,9 @@
 
 Rules: examples with keys that the vocabulary does not know are left out and named. Values that no example may have
 are refused, never mended. Nothing is kept between two users.
+
+What speaks for a recommendation is told by leaving each example out: its effect is the score less what the score would
+be without it, whatever the model. That is one more run of the file for each example.
 """
 
 from __future__ import annotations
@@ -52,6 +55,23 @@ class KeysOrNumbers:
     numbers: Sequence[float] = ()
 
 
+MOST_EXPLAINED = 200
+"""Examples of a user up to which a recommendation is explained: each is one more run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An example that speaks for a recommendation.
+
+    Attributes:
+        example: its position in the columns.
+        effect: the item's score less what it would be without this example; above 0.
+    """
+
+    example: int
+    effect: float
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """What is recommended.
@@ -60,11 +80,13 @@ class Ranking:
         rows: best first.
         scores: of each row.
         unknown_keys: keys of examples that were left out, each once.
+        reasons: what speaks for each row, the strongest first; empty if nobody asked.
     """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     unknown_keys: tuple[str, ...]
+    reasons: tuple[tuple[Reason, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +111,14 @@ class OpenRecommender:
         return cls(session, items, fields)
 
     def recommend(
-        self, columns: Mapping[str, KeysOrNumbers], count: int, *, exclude_seen: bool, excluded_keys: Sequence[str] = ()
+        self,
+        columns: Mapping[str, KeysOrNumbers],
+        count: int,
+        *,
+        exclude_seen: bool,
+        excluded_keys: Sequence[str] = (),
+        allowed_keys: Sequence[str] = (),
+        reasons: int = 0,
     ) -> Ranking:
         """Returns the best items for a user with these examples.
 
@@ -98,28 +127,92 @@ class OpenRecommender:
             count: recommendations wanted, at least 1; there are fewer where fewer are left.
             exclude_seen: whether items of the examples are left out.
             excluded_keys: keys left out besides; unknown ones are left out anyway.
+            allowed_keys: if there are any, only these are recommended.
+            reasons: examples told of each recommendation that speak most for it.
 
         Raises:
-            UnusableExamplesError: a column is missing, too many, of another length, or holds a wrong value.
+            UnusableExamplesError: a column is missing, too many, of another length, or holds a wrong value; or what is
+                allowed and what is left out leave nothing.
             DivergedError: the scores are not finite.
         """
         if count < 1:
             raise UnusableExamplesError("BAD_COUNT", f"{count} recommendations are wanted.", "Ask for at least 1.")
-        inputs, unknown = self._inputs(columns)
+        examples, known, unknown = self._examples(columns)
+        if reasons and len(known) > MOST_EXPLAINED:
+            raise UnusableExamplesError(
+                "TOO_MANY_EXAMPLES",
+                f"{len(known)} examples are too many to be explained: it takes a run for each.",
+                f"Send at most {MOST_EXPLAINED}, or ask for no reasons.",
+            )
         excluded = self.items.rows_of(excluded_keys)
         excluded = excluded[excluded >= 0]
         if exclude_seen:
-            seen = [inputs[field.name] for field in self.fields if field.vocabulary]
+            seen = [examples[field.name] for field in self.fields if field.vocabulary]
             excluded = np.concatenate([excluded, *seen])
-        inputs[EXCLUDED] = excluded.astype(np.int64, copy=False)
-        inputs[COUNT] = np.array([min(count, len(self.items.keys))], dtype=np.int64)
-        rows, scores = self.session.run([ROWS, SCORES], inputs)
+        if allowed_keys:
+            excluded = self._all_but(np.setdiff1d(self.items.rows_of(allowed_keys), [*excluded, *self.items.retired]))
+        rows, scores = self._run(examples, excluded, min(count, len(self.items.keys)))
+        told = self._reasons(examples, known, rows, scores, reasons) if reasons and rows.size else ()
+        return Ranking(rows, scores, unknown, told)
+
+    def _all_but(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns all rows but these; of those that are given, -1 stands for none."""
+        is_left = np.zeros(len(self.items.keys), dtype=bool)
+        is_left[rows[rows >= 0]] = True
+        if not is_left.any():
+            raise UnusableExamplesError(
+                "NOTHING_ALLOWED",
+                "Of the allowed keys none is left: they are unknown, retired, seen or excluded.",
+                "Allow other keys, or leave out fewer.",
+            )
+        return np.flatnonzero(~is_left)
+
+    def _run(
+        self, examples: Mapping[str, NDArray[Any]], excluded: NDArray[np.int64], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        wanted = {EXCLUDED: excluded.astype(np.int64, copy=False), COUNT: np.array([count], dtype=np.int64)}
+        rows, scores = self.session.run([ROWS, SCORES], {**examples, **wanted})
         if not np.isfinite(scores).all():
             raise DivergedError("the scores are not finite")
-        return Ranking(rows, scores, unknown)
+        return rows, scores
 
-    def _inputs(self, columns: Mapping[str, KeysOrNumbers]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
-        """Returns the examples as the file takes them, and the keys of those that were left out."""
+    def _reasons(
+        self,
+        examples: Mapping[str, NDArray[Any]],
+        known: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        count: int,
+    ) -> tuple[tuple[Reason, ...], ...]:
+        """Returns what speaks for each of some rows.
+
+        Args:
+            examples: all of the user's.
+            known: their positions in the columns that came.
+            rows: `[found]`.
+            scores: of these rows, with all examples.
+            count: reasons told of each.
+        """
+        others = np.setdiff1d(np.arange(len(self.items.keys)), rows)
+        sorted_rows = np.argsort(rows)
+        effects = np.empty((len(known), rows.size), dtype=np.float32)
+        for place in range(len(known)):
+            without = {name: np.delete(values, place) for name, values in examples.items()}
+            found, changed = self._run(without, others, rows.size)
+            effects[place, sorted_rows] = scores[sorted_rows] - changed[np.argsort(found)]
+        return tuple(
+            tuple(
+                Reason(int(known[place]), float(effects[place, column]))
+                for place in np.argsort(-effects[:, column], kind="stable")[:count]
+                if effects[place, column] > 0
+            )
+            for column in range(rows.size)
+        )
+
+    def _examples(
+        self, columns: Mapping[str, KeysOrNumbers]
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64], tuple[str, ...]]:
+        """Returns the examples as the file takes them, where they stood, and the keys of those that were left out."""
         names = [field.name for field in self.fields]
         if not columns:
             columns = dict.fromkeys(names, KeysOrNumbers())
@@ -150,7 +243,7 @@ class OpenRecommender:
             unknown.update((key, None) for key, row in zip(column.keys, rows.tolist(), strict=True) if row < 0)
             known &= rows >= 0
             mapped[field.name] = rows
-        return {name: values[known] for name, values in mapped.items()}, tuple(unknown)
+        return {name: values[known] for name, values in mapped.items()}, np.flatnonzero(known), tuple(unknown)
 
 
 def _length(field: TakenField, column: KeysOrNumbers) -> int:

@@ -6,22 +6,16 @@ model runs in threads, one core each, never on the event loop.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from concurrent.futures import Executor
 from typing import Any
 
-import grpc
-
+from fedrecon.inference import answering
 from fedrecon.inference.catalogue import Catalogue
-from fedrecon.inference.publishing import Publication
-from fedrecon.inference.recommending import DivergedError, KeysOrNumbers, UnusableExamplesError
-from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.metrics import Metrics
+from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.v1.inference_pb2 import (
+    FindSimilarRequest,
+    FindSimilarResponse,
     GetRecommenderRequest,
     GetRecommenderResponse,
-    Recommendation,
     RecommendRequest,
     RecommendResponse,
 )
@@ -34,66 +28,23 @@ class InferenceService(InferenceServicer):
     Args:
         catalogue: what is live.
         threads: where the model runs.
-        metrics: what is counted.
     """
 
-    def __init__(self, catalogue: Catalogue, threads: Executor, metrics: Metrics) -> None:
+    def __init__(self, catalogue: Catalogue, threads: ModelThreads) -> None:
         self._catalogue = catalogue
         self._threads = threads
-        self._metrics = metrics
 
     async def GetRecommender(self, request: GetRecommenderRequest, context: Any) -> GetRecommenderResponse:  # noqa: N802 - named by the contract
         """Names the recommender that is live."""
         del context
-        live = self._catalogue.live(request.task)
-        return GetRecommenderResponse(
-            recommender=live.recommender,
-            vocabulary=live.vocabulary,
-            round=live.round,
-            checkpoint_digest=live.checkpoint.digest,
-            plan_digest=live.plan_digest,
-        )
+        return answering.describe(self._catalogue.live(request.task))
 
     async def Recommend(self, request: RecommendRequest, context: Any) -> RecommendResponse:  # noqa: N802 - the same
         """Recommends to a user whose examples came along."""
         del context
-        live = self._catalogue.live(request.task)
-        asked = time.monotonic()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._recommend, live, request, asked)
+        return await self._threads.run(answering.recommend, self._catalogue.live(request.task), request)
 
-    def _recommend(self, live: Publication, request: RecommendRequest, asked: float) -> RecommendResponse:
-        began = time.monotonic()
-        self._metrics.recommend_seconds.labels(stage="waiting").observe(began - asked)
-        columns = {column.field: KeysOrNumbers(column.keys, column.values) for column in request.columns}
-        if len(columns) < len(request.columns):
-            raise Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "WRONG_FIELDS",
-                "A field has more than one column.",
-                "Give one column for each field.",
-            )
-        try:
-            ranking = live.answering.recommend(
-                columns, request.count, exclude_seen=request.exclude_seen, excluded_keys=request.excluded_keys
-            )
-        except UnusableExamplesError as error:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, error.reason, str(error), error.advice) from error
-        except DivergedError as error:
-            raise Refusal(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "DIVERGED",
-                f"The reconstruction of task {live.task!r} diverges for these examples.",
-                "Lower the task's `reconstruct.rate`, or send fewer examples.",
-            ) from error
-        self._metrics.recommend_seconds.labels(stage="model").observe(time.monotonic() - began)
-        items = live.answering.items
-        return RecommendResponse(
-            recommendations=[
-                Recommendation(key=items.keys[row], title=items.titles[row] if items.titles else "", score=score)
-                for row, score in zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
-            ],
-            round=live.round,
-            checkpoint_digest=live.checkpoint.digest,
-            unknown_keys=ranking.unknown_keys,
-        )
+    async def FindSimilar(self, request: FindSimilarRequest, context: Any) -> FindSimilarResponse:  # noqa: N802 - the same
+        """Names the items that are most like one."""
+        del context
+        return await self._threads.run(answering.find_similar, self._catalogue.live(request.task), request)

@@ -30,9 +30,11 @@ from typing import Any, Generic, TypeVar
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from starlette.routing import BaseRoute
 
 from fedrecon.ops.boundary import Boundary, refusal_for
 from fedrecon.ops.callers import known_callers
+from fedrecon.ops.http_server import make_app, open_http_socket, serve_http
 from fedrecon.ops.limits import Limits
 from fedrecon.ops.logs import configure_logs, logger_of
 from fedrecon.ops.metrics import Metrics, serve_metrics
@@ -94,6 +96,7 @@ class Service(Generic[SettingsType]):
         address: `host:port` that was opened for it.
         resources: What to close at the end, last opened first: connections, pools, temporary folders.
         stopping: Set when the service begins to drain: calls that wait should answer.
+        http_address: `host:port` where it answers over HTTP; empty if it does not.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Service(Generic[SettingsType]):
     _server: grpc.aio.Server
     _boundary: Boundary
     _group: asyncio.TaskGroup
+    http_address: str = ""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _service_names: list[str] = field(default_factory=list)
 
@@ -131,6 +135,21 @@ class Service(Generic[SettingsType]):
             self._boundary.internal.update(names.names)
             for method, role in (roles or {}).items():
                 self._boundary.roles.update({f"/{name}/{method}": role for name in names.names})
+
+    def add_http(self, routes: list[BaseRoute], port: int, port_setting: str) -> None:
+        """Answer requests over HTTP, too.
+
+        Args:
+            routes: What is answered.
+            port: 0 for a free one.
+            port_setting: Field of the settings that holds it, for the message when it is taken.
+
+        Raises:
+            UserMistake: The port is taken.
+        """
+        opened = open_http_socket(self.settings, port, port_setting)
+        self.http_address = f"{self.settings.host}:{opened.getsockname()[1]}"
+        self.run("serve http", serve_http(make_app(routes, self.settings), opened, self.settings))
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task until it ends or the service does; it is cancelled after the drain.
@@ -216,7 +235,7 @@ async def serve(
                         watched = await _serve_health_and_reflection(server, service._service_names)  # noqa: SLF001
                         await server.start()
                         if ready_file is not None:
-                            _write_ready_file(ready_file, address, metrics_address)
+                            _write_ready_file(ready_file, address, metrics_address, service.http_address)
                             resources.callback(ready_file.unlink, missing_ok=True)
                         _log.info("service ready", address=address, metrics=metrics_address)
                         await stopping.wait()
@@ -285,8 +304,9 @@ _LAST_ANSWERS_SECONDS = 1.0
 """Time in which the last answers leave after their methods have ended, while somebody watches the health."""
 
 
-def _write_ready_file(path: Path, address: str, metrics_address: str | None) -> None:
-    content = json.dumps({"address": address, "metrics_address": metrics_address, "pid": os.getpid()})
+def _write_ready_file(path: Path, address: str, metrics_address: str | None, http_address: str) -> None:
+    addresses = {"address": address, "metrics_address": metrics_address, "http_address": http_address}
+    content = json.dumps({**addresses, "pid": os.getpid()})
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
         partial.write(content)

@@ -69,6 +69,7 @@ class Role:
         process: Its process, if it was started.
         address: Where it answers, once it was ready.
         metrics_address: Where it tells its metrics.
+        http_address: Where it answers over HTTP; empty if it does not.
         started: When its process was started, monotonic seconds.
         quick_deaths: Deaths in a row soon after the start.
         log_start: Where the log of its process begins in the log of all its predecessors, in bytes.
@@ -78,6 +79,7 @@ class Role:
     process: subprocess.Popen[bytes] | None = None
     address: str = ""
     metrics_address: str = ""
+    http_address: str = ""
     started: float = 0.0
     quick_deaths: int = 0
     log_start: int = 0
@@ -241,16 +243,21 @@ class Stack:
         self._write_stack_file()  # at once: whoever kills this process now must not leave that one behind
         ready = self._wait_until_ready(role, ready_file)
         role.address, role.metrics_address = ready["address"], ready["metrics_address"] or ""
+        role.http_address = ready.get("http_address", "")
 
     def _addresses(self, role: Role) -> dict[str, str]:
         """Return the variables that tell a service where it is, and where the others are."""
         variables = {"FEDRECON_HOME": str(self.home), "FEDRECON_LOG_FORMAT": "json"}
         if self.valkey is not None:
             variables["FEDRECON_REDIS_URL"] = self.valkey.url
-        if role.address:
-            variables[f"FEDRECON_{role.name.upper()}_PORT"] = role.address.rpartition(":")[2]
-        elif f"FEDRECON_{role.name.upper()}_PORT" not in os.environ:
-            variables[f"FEDRECON_{role.name.upper()}_PORT"] = "0"
+        ports = {f"FEDRECON_{role.name.upper()}_PORT": role.address}
+        if role.name == "inference":
+            ports["FEDRECON_INFERENCE_HTTP_PORT"] = role.http_address
+        for variable, address in ports.items():
+            if address:
+                variables[variable] = address.rpartition(":")[2]
+            elif variable not in os.environ:
+                variables[variable] = "0"
         if role.metrics_address:
             variables["FEDRECON_METRICS_PORT"] = role.metrics_address.rpartition(":")[2]
         for called in _CALLS[role.name]:

@@ -80,4 +80,7 @@ def _table(stack: Stack) -> Table:
         table.add_row("valkey", stack.valkey.url, "")
     for role in stack.roles.values():
         table.add_row(role.name, role.address, f"http://{role.metrics_address}/metrics" if role.metrics_address else "")
+        if role.http_address:
+            scheme = "http" if stack.settings.tls_certificate is None else "https"
+            table.add_row(f"{role.name}, HTTP", f"{scheme}://{role.http_address}", "")
     return table

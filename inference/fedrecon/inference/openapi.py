@@ -1,0 +1,122 @@
+"""What inference answers over HTTP, as an OpenAPI 3.1 document: made from the contract, so that it stays true."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from fedrecon.v1.inference_pb2 import FindSimilarResponse, RecommendRequest, RecommendResponse
+
+_HEXADECIMAL = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_SCALARS: dict[int, dict[str, Any]] = {
+    FieldDescriptor.TYPE_STRING: {"type": "string"},
+    FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
+    FieldDescriptor.TYPE_DOUBLE: {"type": "number"},
+    FieldDescriptor.TYPE_FLOAT: {"type": "number"},
+    FieldDescriptor.TYPE_UINT32: {"type": "integer", "minimum": 0},
+    FieldDescriptor.TYPE_UINT64: {"type": "string", "pattern": "^[0-9]+$"},
+    FieldDescriptor.TYPE_BYTES: _HEXADECIMAL,
+}
+_FILE = {
+    "type": "object",
+    "required": ["digest", "size", "path"],
+    "properties": {"digest": _HEXADECIMAL, "size": {"type": "integer"}, "path": {"type": "string"}},
+}
+_LIVE = {
+    "type": "object",
+    "required": ["task", "round", "recommender", "items", "checkpoint_digest", "plan_digest"],
+    "properties": {
+        "task": {"type": "string"},
+        "round": {"type": "integer"},
+        "recommender": _FILE,
+        "items": _FILE,
+        "checkpoint_digest": _HEXADECIMAL,
+        "plan_digest": _HEXADECIMAL,
+    },
+}
+_REFUSAL = {
+    "type": "object",
+    "required": ["reason", "message", "advice"],
+    "properties": {
+        "reason": {"type": "string", "description": "stable word for programs"},
+        "message": {"type": "string", "description": "what was wrong"},
+        "advice": {"type": "string", "description": "what to do about it"},
+        "retry_milliseconds": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+    },
+}
+
+
+def describe_api() -> dict[str, Any]:
+    """Returns the document."""
+    task, key = _parameter("task", "path"), _parameter("key", "path")
+    digest = {**_parameter("digest", "path"), "schema": _HEXADECIMAL}
+    count = {**_parameter("count", "query"), "required": False, "schema": {"type": "integer", "minimum": 1}}
+    schemas: dict[str, Any] = {"Live": _LIVE, "Refusal": _REFUSAL}
+    for message in (RecommendRequest, RecommendResponse, FindSimilarResponse):
+        _note(message.DESCRIPTOR, schemas)
+    del schemas["RecommendRequest"]["properties"]["task"]  # it is in the path
+    asked = {"required": True, "content": _json("RecommendRequest")}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fedrecon inference", "version": version("fedrecon")},
+        "paths": {
+            "/v1/tasks/{task}": {"get": _operation("What is live", [task], _json("Live"))},
+            "/v1/tasks/{task}/recommender.onnx": {"get": _operation("The live ONNX file", [task], _binary())},
+            "/v1/tasks/{task}/recommender.items": {"get": _operation("Its vocabulary", [task], _binary())},
+            "/v1/blobs/{digest}": {"get": _operation("A live file by its digest", [digest], _binary())},
+            "/v1/tasks/{task}/recommend": {
+                "post": {
+                    **_operation(
+                        "Recommend to a user whose examples come along; nothing of them is kept",
+                        [task],
+                        _json("RecommendResponse"),
+                    ),
+                    "requestBody": asked,
+                }
+            },
+            "/v1/tasks/{task}/similar/{key}": {
+                "get": _operation("Items that are like one", [task, key, count], _json("FindSimilarResponse"))
+            },
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(summary: str, parameters: list[dict[str, Any]], content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "answered", "content": content},
+            "default": {"description": "refused", "content": _json("Refusal")},
+        },
+    }
+
+
+def _parameter(name: str, place: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": True, "schema": {"type": "string"}}
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _binary() -> dict[str, Any]:
+    return {"application/octet-stream": {}}
+
+
+def _note(message: Descriptor, schemas: dict[str, Any]) -> None:
+    """Notes a message's schema, and those of the messages in it."""
+    if message.name in schemas:
+        return
+    properties: dict[str, Any] = {}
+    schemas[message.name] = {"type": "object", "additionalProperties": False, "properties": properties}
+    for field in message.fields:
+        if field.message_type is not None:
+            _note(field.message_type, schemas)
+            schema: dict[str, Any] = {"$ref": f"#/components/schemas/{field.message_type.name}"}
+        else:
+            schema = _SCALARS[field.type]
+        properties[field.name] = {"type": "array", "items": schema} if field.is_repeated else schema
