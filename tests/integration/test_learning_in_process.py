@@ -17,7 +17,7 @@ from fedrecon.learning.rounds_in_process import Client, CommittedRound, run_roun
 from fedrecon.ops.task_specs import build_spec
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.fixed_point import TAIL_METRICS, TAIL_ONE, TAIL_WEIGHT
-from fedrecon.wire.tensors import read_safetensors
+from fedrecon.wire.tensors import read_safetensors, write_safetensors
 from support.compiled_films import Films, compile_films
 from support.torch_clients import compare_with_torch
 
@@ -103,6 +103,23 @@ def test_weights_are_clipped_and_examples_are_not(films: Films) -> None:
     assert int(made.total.tail[TAIL_WEIGHT]) == made.round_sum.weight == sum(weights)
     assert made.round_sum.metric_sums["examples"] == sum(queries)
     assert len(made.total.tail) == TAIL_METRICS + len(made.round_sum.metric_sums)
+
+
+def test_in_16_bits_the_second_round_starts_from_half_the_bytes(films: Films) -> None:
+    bits = ("optimizer.rule=SGD", "optimizer.rate=1.0", "optimizer.checkpoint_bits=16")
+    first, full = run(films, CLIENTS, *bits), run(films, CLIENTS, *bits[:2])
+    tables = read_safetensors(first.checkpoint)
+    assert {str(table.dtype) for table in tables.values()} == {"float16"}
+    for name, table in read_safetensors(full.checkpoint).items():
+        np.testing.assert_array_equal(tables[name], table.astype(np.float16))
+    second = run_round(films.runnable, first.checkpoint, first.optimizer_state, spec_of(*bits), CLIENTS, round_number=2)
+    copy = run_round(films.runnable, as_float32(first.checkpoint), None, spec_of(*bits[:2]), CLIENTS, round_number=2)
+    assert second.round_sum.sum_digest == copy.round_sum.sum_digest  # updates are taken against what devices fetched
+    assert second.checkpoint != first.checkpoint
+
+
+def as_float32(checkpoint: bytes) -> bytes:
+    return write_safetensors({name: table.astype(np.float32) for name, table in read_safetensors(checkpoint).items()})
 
 
 def test_the_checkpoint_moves_by_the_weighted_mean_update(films: Films) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedrecon.aggregator.growing import ShrunkError, grow
-from fedrecon.aggregator.optimizers import adagrad, sgd
+from fedrecon.aggregator.optimizers import adagrad, in_half_precision, sgd
 
 CHECKPOINT = {
     "items": np.array([[1, 2], [3, 4], [8, 0]], np.float32),
@@ -59,3 +59,16 @@ def test_rows_are_never_taken_away() -> None:
 def test_no_checkpoint_grows_beyond_what_devices_fetch() -> None:
     with pytest.raises(ShrunkError, match="no device fetches more"):
         grow(CHECKPOINT, None, {"items": 1 << 32}, sgd(1.0))
+
+
+def test_in_16_bits_new_rows_begin_with_nothing_rounded_away() -> None:
+    optimizer = in_half_precision(sgd(1.0))
+    change = {name: np.full(value.shape, 1e-4) for name, value in CHECKPOINT.items()}
+    checkpoint, state = optimizer.update(change, optimizer.init(CHECKPOINT), CHECKPOINT)
+    after, kept = grow(checkpoint, state, ROWS, optimizer)
+    assert kept is not None
+    assert after["items"].dtype == np.float16
+    assert kept["remainder/items"][:3].tobytes() == state["remainder/items"].tobytes()
+    assert kept["remainder/items"][3:].tolist() == [[0.0, 0.0]] * 2
+    more = {name: np.full(value.shape, 0.5) for name, value in after.items()}
+    optimizer.update(more, kept, after)

@@ -18,7 +18,7 @@ from fedrecon.aggregator.merging import (
     apply,
     combine,
 )
-from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError, adam, sgd
+from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError, adam, in_half_precision, sgd
 from fedrecon.aggregator.secure_sum import DamagedSumError, InvalidReportError, MessageRefusedError, check_sum
 from fedrecon.aggregator.trusted import TrustedSum
 from fedrecon.v1 import aggregator_pb2
@@ -150,6 +150,22 @@ def test_rows_outside_of_a_row_set_keep_their_bytes_and_what_is_remembered_of_th
         inside, outside = ([0, 3], [1, 2]) if name.endswith("items") else ([0, 1, 2], [])
         assert np.array_equal(moments[inside], remembered[name][inside])
         assert np.array_equal(moments[outside], state[name][outside])
+
+
+def test_in_16_bits_rows_outside_of_a_row_set_are_rounded_once_and_lose_nothing() -> None:
+    optimizer = in_half_precision(sgd(1.0))
+    some, rows = held([0, 3], {"items": np.full((2, 2), 1e-4)})
+    before, state = apply(some, CHECKPOINT, optimizer, None, rows)
+    assert before["items"].dtype == np.float16
+    for _ in range(3):
+        after, kept = apply(some, before, optimizer, state, rows)
+        assert after["items"][[1, 2]].tobytes() == before["items"][[1, 2]].tobytes()
+        before, state = after, kept
+    whole = before["items"].astype(np.float32) + state["remainder/items"]
+    assert np.array_equal(whole[[1, 2]], CHECKPOINT["items"][[1, 2]])
+    assert whole[[0, 3]] == pytest.approx(CHECKPOINT["items"][[0, 3]] + 4e-4, abs=1e-6)
+    with pytest.raises(NotFiniteError):
+        apply(RoundSum({"items": np.full(8, 1e6)}, 1, 1, {}, 1.0, b""), CHECKPOINT, optimizer, None)
 
 
 def test_the_first_round_of_a_row_set_remembers_all_rows() -> None:

@@ -111,6 +111,37 @@ def test_untouched_rows_and_parameters_stay_as_they_are(rule: str) -> None:
     assert after["bias"] is before["bias"]
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_in_16_bits_devices_get_the_32_bit_parameters_rounded_and_nothing_is_lost(rule: str) -> None:
+    generator = np.random.default_rng(7)
+    start = {"items": generator.normal(size=(40, 3)).astype(np.float32), "bias": np.ones(2, np.float32)}
+    full, half = optimizers.from_message(message(rule)), optimizers.from_message(message(rule, checkpoint_bits=16))
+    wide, wide_state = dict(start), full.init({"items": start["items"]})
+    narrow, state = dict(start), half.init({"items": start["items"]})
+    for power in range(8):  # the later steps are far below what 16 bits tell apart
+        change = {"items": generator.normal(scale=10.0**-power, size=(40, 3))}
+        wide, wide_state = full.update(change, wide_state, wide)
+        narrow, state = half.update(change, state, narrow)
+        assert narrow["items"].dtype == np.float16
+        assert np.array_equal(narrow["items"], wide["items"].astype(np.float16))
+        assert np.array_equal(narrow["items"].astype(np.float32) + state["remainder/items"], wide["items"])
+    assert {name: state[name].tobytes() for name in wide_state} == {
+        name: array.tobytes() for name, array in wide_state.items()
+    }
+    assert narrow["bias"] is start["bias"]
+
+
+def test_a_state_of_32_bits_is_refused_in_16_and_the_other_way_round() -> None:
+    before, change = {"x": np.ones(3, np.float32)}, {"x": np.ones(3)}
+    full, half = optimizers.from_message(message("adam")), optimizers.from_message(message("adam", checkpoint_bits=16))
+    with pytest.raises(OptimizerStateMismatchError, match="32-bit"):
+        half.update(change, full.init(before), before)
+    with pytest.raises(OptimizerStateMismatchError):
+        full.update(change, half.init(before), before)
+    with pytest.raises(ValueError, match="checkpoint_bits 8: 16 or 32 is needed"):
+        optimizers.from_message(message("adam", checkpoint_bits=8))
+
+
 def test_sgd_without_momentum_has_no_state_and_adds_the_mean() -> None:
     optimizer = optimizers.from_message(message("sgd", rate=1.0, momentum=0.0))
     before = {"x": np.array([1.0, 2.0], np.float32)}

@@ -158,6 +158,7 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
         (lambda spec: setattr(spec.work, "split", 0), "INVALID_SPEC", "work.split"),
         (lambda spec: setattr(spec.optimizer, "rate", float("nan")), "INVALID_SPEC", "optimizer.rate"),
         (lambda spec: setattr(spec.optimizer, "rule", task_pb2.OPTIMIZER_RULE_ADAM), "INVALID_SPEC", "adaptivity"),
+        (lambda spec: setattr(spec.optimizer, "checkpoint_bits", 8), "INVALID_SPEC", "checkpoint_bits"),
         (lambda spec: setattr(spec.secure_sum, "ring_bits", 24), "INVALID_SPEC", "ring_bits"),
         (lambda spec: setattr(spec.secure_sum, "minimum_group", 11), "INVALID_SPEC", "minimum_group"),
         (

@@ -25,6 +25,8 @@ from fedrecon.aggregator.secure_sum import DamagedSumError, check_sum
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_WEIGHT, WITHIN_CLIP, Vector, add, zero
 
+PARAMETER_TYPES = (np.dtype(np.float32), np.dtype(np.float16))
+
 
 class NotFiniteError(Exception):
     """The round would put a value into the checkpoint, or the optimizer's state, that is not finite."""
@@ -136,7 +138,8 @@ def apply(
         rows: rows that the sum holds, by parameter; None where it holds all.
 
     Raises:
-        MismatchedCheckpointError: a parameter is not there, has another size or too few rows, or is not float32.
+        MismatchedCheckpointError: a parameter is not there, has another size or too few rows, or is neither float32 nor
+            float16.
         OptimizerStateMismatchError: the state is another optimizer's or another model's.
         NotFiniteError: a value of the result is not finite.
     """
@@ -148,17 +151,18 @@ def apply(
     narrowed = narrow(checkpoint, rows)
     for name, mean in round_sum.mean_updates.items():
         parameter = narrowed.get(name)
-        if parameter is None or parameter.dtype != np.float32 or parameter.size != mean.size:
+        if parameter is None or parameter.dtype not in PARAMETER_TYPES or parameter.size != mean.size:
             found = "nothing" if parameter is None else f"{list(parameter.shape)} {parameter.dtype}"
             raise MismatchedCheckpointError(
-                f"the checkpoint has {found} as {name!r}; the sum is of {mean.size} float32 elements"
+                f"the checkpoint has {found} as {name!r}; the sum is of {mean.size} elements, float32 or float16"
             )
         updates[name] = mean.reshape(parameter.shape)
     after, kept = optimizer.update(updates, narrow(state, rows), narrowed)
     for name, array in [*((name, after[name]) for name in updates), *kept.items()]:
         if not np.isfinite(array).all():
             raise NotFiniteError(f"{name} would hold a value that is not finite: lower the server's learning rate")
-    return widen(after, checkpoint, rows), widen(kept, state, rows)
+    typed = {name: array.astype(after[name].dtype, copy=False) for name, array in checkpoint.items()}
+    return widen(after, typed, rows), widen(kept, state, rows)
 
 
 def _check_rows(rows: Rows, checkpoint: Mapping[str, NDArray[Any]], state: State) -> None:

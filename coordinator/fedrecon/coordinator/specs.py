@@ -322,6 +322,8 @@ def _optimizer_problems(spec: TaskSpec) -> Iterator[str]:
         yield f"optimizer.adaptivity {optimizer.adaptivity}: an adaptive rule needs a number above 0"
     if not 0 <= optimizer.initial_accumulator < math.inf:
         yield f"optimizer.initial_accumulator {optimizer.initial_accumulator}: a number of at least 0 is needed"
+    if optimizer.checkpoint_bits not in {0, 16, 32}:
+        yield f"optimizer.checkpoint_bits {optimizer.checkpoint_bits}: 16 or 32 is needed"
 
 
 def _sum_problems(spec: TaskSpec) -> Iterator[str]:
