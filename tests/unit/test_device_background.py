@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import subprocess
@@ -97,6 +98,25 @@ def test_a_stopped_participation_ends_its_session_and_the_next_one_works(call: s
     assert toy_device(again, tmp_path).participate().outcome is Outcome.UPLOADED
 
 
+async def test_a_task_that_is_cancelled_leaves_its_session_to_the_next_participation(tmp_path: Path) -> None:
+    class Threaded(FakeTransport):
+        async def compute(self, function: Callable[[], Any]) -> Any:
+            return await asyncio.to_thread(function)
+
+    slow, transport = Slow(), Threaded()
+    device = toy_device(transport, tmp_path, examples=slow)
+    task = asyncio.create_task(device.participate_async())
+    await asyncio.to_thread(slow.asked.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert device._participant.stop.is_asked
+    slow.go_on.set()
+    assert (tmp_path / "session.json").exists()
+    ended = await device.participate_async()
+    assert (ended.outcome, ended.round) == (Outcome.UPLOADED, 1)
+
+
 def test_a_wait_is_stopped(tmp_path: Path) -> None:
     silent = Patience(attempts=2, first_seconds=600.0)
     device = Device("127.0.0.1:1", "films", toy_store(), home=tmp_path, patience=silent)
@@ -184,7 +204,7 @@ class Jobs:
         assert self.slow.asked.wait(30)
 
     def ended(self) -> Any:
-        while not self.device._stop.is_asked:
+        while not self.device._participant.stop.is_asked:
             time.sleep(0.001)
         self.slow.go_on.set()
         self.thread.join()

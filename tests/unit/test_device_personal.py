@@ -204,6 +204,14 @@ def test_the_history_keeps_the_newest_and_survives_damage(tmp_path: Path) -> Non
     assert len(device.history()) == 3
 
 
+def test_a_participation_of_which_nothing_left_is_no_history() -> None:
+    store = toy_store()
+    store.clear()
+    device = toy_device(FakeTransport(), examples=store)
+    assert device.participate().outcome is Outcome.TOO_FEW_EXAMPLES
+    assert device.history() == ()
+
+
 def test_who_opted_out_takes_no_part_until_opting_in_also_after_forgetting(tmp_path: Path) -> None:
     device, transport = taken_part(tmp_path)
     device.opt_out()
@@ -216,7 +224,7 @@ def test_who_opted_out_takes_no_part_until_opting_in_also_after_forgetting(tmp_p
     assert device.participate().reason == "OPTED_OUT"
     assert len(transport.services.calls) == calls
     device.opt_in()
-    device._examples = toy_store()
+    device._participant.examples = toy_store()
     assert device.participate().outcome is Outcome.UPLOADED
 
 
@@ -231,4 +239,4 @@ def test_a_forgetful_device_keeps_nothing_of_its_user(tmp_path: Path) -> None:
     assert (store.count(), device.history(), len(device.receipt())) == (0, (), 0)
     with pytest.raises(NoModelError):
         device.reconstruct()
-    assert toy_plan().publisher in str(device._floors.trusted_plans[0].hex())
+    assert toy_plan().publisher in str(device._participant.floors.trusted_plans[0].hex())

@@ -7,13 +7,9 @@ process; what left the device is on the receipt. What the app insists on (`trust
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,29 +19,22 @@ from numpy.typing import NDArray
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
 from fedrecon.device_sdk.driving import Result, drive, run_blocking
-from fedrecon.device_sdk.errors import BusyError, FedreconError, OptedOutError, StorageFailedError
+from fedrecon.device_sdk.errors import BusyError, FedreconError, OptedOutError
 from fedrecon.device_sdk.examples import ExampleSource
-from fedrecon.device_sdk.files import remove
 from fedrecon.device_sdk.floors import read_floors
-from fedrecon.device_sdk.history import DepartureLog, History
-from fedrecon.device_sdk.home_lock import sole_use
-from fedrecon.device_sdk.identity import device_key, public_bytes
-from fedrecon.device_sdk.memory import Memory, Rest
-from fedrecon.device_sdk.participation import Outcome, Participation, rest_after
+from fedrecon.device_sdk.history import History
+from fedrecon.device_sdk.memory import Memory
+from fedrecon.device_sdk.participant import Participant
+from fedrecon.device_sdk.participation import Outcome, Participation
 from fedrecon.device_sdk.personal import PersonalModel
 from fedrecon.device_sdk.receipts import Receipt
 from fedrecon.device_sdk.recommender import Recommendation
 from fedrecon.device_sdk.session import Circumstances, Ending, take_part
-from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.device_sdk.stopping import Stop, StoppableTransport
 from fedrecon.device_sdk.transport import AsyncTransport, BlockingTransport, Transport
 
-KEY_FILE, BLOBS_FOLDER = "device.key", "blobs"
+BLOBS_FOLDER = "blobs"
 MEMORY_LIMIT_BYTES = 512 << 20
-FORGETTING_SECONDS = 10.0
-_LOOK_SECONDS = 0.02
-
-_log = logging.getLogger("fedrecon.device_sdk")
 
 
 class Device:
@@ -108,20 +97,28 @@ class Device:
         patience: Patience | None = None,
     ) -> None:
         self.memory_limit_bytes = memory_limit_bytes
-        self._server = server
-        self._population = population
         self._examples = examples
-        self._home = home
-        self._floors = read_floors(trusted_plans, secure_sum, min_group, min_contributors)
         self._authority = authority
-        self._attest = attest
         self._cache = cache or BlobCache(home / BLOBS_FOLDER if home is not None else None)
         self._owns_cache = cache is None
         self._transport = transport
         self._entropy = entropy
         self._patience = patience or Patience()
         self._memory = Memory(home)
-        self._history = History(home)
+        self._participant = Participant(
+            server=server,
+            population=population,
+            examples=examples,
+            home=home,
+            floors=read_floors(trusted_plans, secure_sum, min_group, min_contributors),
+            attest=attest,
+            cache=self._cache,
+            memory_bytes=memory_limit_bytes,
+            entropy=entropy,
+            patience=self._patience,
+            memory=self._memory,
+            history=History(home),
+        )
         self._model = PersonalModel(
             examples,
             self._memory,
@@ -133,10 +130,7 @@ class Device:
             home=home,
             key=locals_key,
         )
-        self._speaker: Speaker | None = None
         self._receipt = Receipt()
-        self._in_use = threading.Lock()
-        self._stop = Stop()
 
     def participate(self) -> Participation:
         """Takes part in training once, now, if the coordinator wants this device; waits until it is over.
@@ -150,7 +144,7 @@ class Device:
             StorageFailedError: the home folder cannot be written to.
         """
         try:
-            with self._taking_part() as (known, stop):
+            with self._participant.taking_part() as (known, stop):
                 return self._keep(self._block(take_part(known), stop), known)
         except (BusyError, OptedOutError) as error:
             return Participation(Outcome.NOT_NOW, error.reason, str(error))
@@ -161,7 +155,7 @@ class Device:
         Cancelling the task stops it, also inside a graph; the next participation ends the session.
         """
         try:
-            with self._taking_part() as (known, stop):
+            with self._participant.taking_part() as (known, stop):
                 if self._transport is not None:
                     return self._keep(await drive(take_part(known), StoppableTransport(self._transport, stop)), known)
                 transport = AsyncTransport(self._authority)
@@ -178,7 +172,7 @@ class Device:
         Args:
             why: for the participation's message.
         """
-        self._stop.ask(why)
+        self._participant.stop.ask(why)
 
     def rest_seconds(self) -> float:
         """Returns how long the device is to wait before it takes part again, as it was told; kept in `home`."""
@@ -228,7 +222,7 @@ class Device:
 
     def history(self) -> tuple[Participation, ...]:
         """Returns the last hundred participations, the newest last, each with what left the device; kept in `home`."""
-        return self._history.read()
+        return self._participant.history.read()
 
     @property
     def is_opted_out(self) -> bool:
@@ -259,123 +253,28 @@ class Device:
             BusyError: another process takes part with the same home and does not end.
         """
         self.stop("all is forgotten")
-        with self._waiting_for_home():
+        with self._participant.waiting_for_home():
             is_forgotten = True
             if self._memory.enrolment is not None:
                 try:
-                    self._fetch(self._speaking().forget)
+                    self._fetch(self._participant.speaking().forget)
                 except FedreconError:
                     is_forgotten = False
-            self._memory.clear()
+            self._participant.forget()
             self._model.forget()
-            self._history.clear()
-            DepartureLog(self._home).forget()
-            self._receipt, self._speaker = Receipt(), None
+            self._receipt = Receipt()
             clear = getattr(self._examples, "clear", None)
             if clear is not None:
                 clear()
             if self._owns_cache:
                 self._cache.clear()
-            if self._home is not None:
-                remove(self._home / KEY_FILE)
             return is_forgotten
 
-    @contextlib.contextmanager
-    def _taking_part(self) -> Iterator[tuple[Circumstances, Stop]]:
-        """Holds the home folder, and keeps the token that the device got, however its work ends."""
-        with self._holding_home():
-            self._stop = stop = Stop()
-            self._memory.read_again()
-            if self._memory.is_opted_out:
-                raise OptedOutError(f"the user takes no part in {self._population!r}")
-            try:
-                yield self._circumstances(), stop
-            finally:
-                if self._speaker is not None:
-                    self._store(lambda: self._memory.keep_enrolment(self._speaking().enrolment))
-
-    @contextlib.contextmanager
-    def _holding_home(self) -> Iterator[None]:
-        if not self._in_use.acquire(blocking=False):
-            raise BusyError("this device takes part already")
-        try:
-            with sole_use(self._home) if self._home is not None else contextlib.nullcontext():
-                yield
-        finally:
-            self._in_use.release()
-
-    @contextlib.contextmanager
-    def _waiting_for_home(self) -> Iterator[None]:
-        deadline = time.monotonic() + FORGETTING_SECONDS
-        with contextlib.ExitStack() as stack:
-            while True:
-                try:
-                    stack.enter_context(self._holding_home())
-                except BusyError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_LOOK_SECONDS)
-                else:
-                    break
-            yield
-
-    def _circumstances(self) -> Circumstances:
-        return Circumstances(
-            population=self._population,
-            floors=self._floors,
-            speaker=self._speaking(),
-            examples=self._examples,
-            minimum_examples=self._memory.minimum_examples,
-            cache=self._cache,
-            entropy=self._entropy,
-            clock=time.monotonic,
-            wall_clock=time.time,
-            patience=self._patience,
-            memory_bytes=self.memory_limit_bytes,
-            unfinished=self._memory.unfinished,
-            keep_unfinished=self._memory.keep_unfinished if self._home is not None else None,
-            departures=DepartureLog(self._home),
-        )
-
-    def _speaking(self) -> Speaker:
-        if self._speaker is None:
-            key = device_key(self._home / KEY_FILE if self._home is not None else None)
-            enrolment = self._memory.enrolment
-            self._speaker = Speaker(self._server, public_bytes(key), key.sign, self._attest, enrolment)
-        return self._speaker
-
     def _keep(self, ending: Ending, known: Circumstances) -> Participation:
-        """Writes down how a participation ended; a full disk does not change that."""
-        now = time.time()
-        participation = replace(ending.participation, ended=now)
-        rest = Rest(now, now + rest_after(participation, self._entropy))
-        assignment = ending.assignment
-        if assignment is not None:
-            self._store(lambda: self._memory.keep_assignment(assignment))
-        self._store(lambda: self._memory.keep_state(ending.minimum_examples, rest))
-        self._store(lambda: self._history.add(participation))
-        self._store(lambda: self._memory.keep_unfinished(None))
-        if isinstance(known.departures, DepartureLog):
-            self._store(known.departures.forget)
+        participation = self._participant.keep(ending, known)
         self._receipt = participation.receipt
         self._model.look_again()
-        _log.info(
-            "participation ended: outcome=%r reason=%s task=%s round=%d attempt=%d shape=%s bytes_sent=%d",
-            participation.outcome.value,
-            participation.reason,
-            participation.task,
-            participation.round,
-            participation.attempt,
-            participation.shape,
-            participation.receipt.bytes,
-        )
         return participation
-
-    def _store(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except StorageFailedError as error:
-            _log.warning("something of a participation could not be stored: %s", error)
 
     def _block(self, core: Steps[Result], stop: Stop) -> Result:
         """Runs a core with a blocking transport."""
