@@ -201,11 +201,10 @@ class Jobs:
         conditions = Conditions(idle=lambda: True, charging=lambda: self.charging, battery=lambda: True)
         self.job = BackgroundJob(self.device, conditions, look_seconds=0.005, **changes)
         self.thread, self.turns = turn_in_thread(self.job)
-        assert self.slow.asked.wait(30)
+        wait_until(lambda: self.slow.asked.is_set() or self.device._participant.stop.is_asked)
 
     def ended(self) -> Any:
-        while not self.device._participant.stop.is_asked:
-            time.sleep(0.001)
+        wait_until(lambda: self.device._participant.stop.is_asked)
         self.slow.go_on.set()
         self.thread.join()
         return self.turns[0]
