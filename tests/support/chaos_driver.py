@@ -31,6 +31,7 @@ from support.chaos_judging import Verdict, judge
 from support.chaos_log import read_notes
 from support.chaos_network import Proxy
 from support.chaos_programs import Blow, Stage
+from support.chaos_second import SECOND, PairedStack, SecondAggregator, free_target
 from support.chaos_watch import TASK, Watch
 
 DROPOUT = 0.2
@@ -83,6 +84,7 @@ class Run:
         journal: Its journal.
         log: What its devices write down.
         kills: Who was killed.
+        second: Another aggregator, if there is one: who kills it starts it again when rounds have gone on without.
     """
 
     stack: Stack
@@ -90,6 +92,7 @@ class Run:
     journal: RedisJournal
     log: Path
     kills: list[Kill] = field(default_factory=list)
+    second: SecondAggregator | None = None
     _mending: asyncio.Task[None] | None = None
 
     async def rounds(self, count: int) -> None:
@@ -120,6 +123,8 @@ class Run:
             await self._mending
         # Reports were accepted since, also where the round that was hit needed none any more.
         await self.rounds(max(0, number + 2 - self.watch.number))
+        if self.second is not None and self.second.pid is None:
+            await asyncio.to_thread(self.second.start)
 
     async def stop_for(self, victim: str, seconds: float) -> None:
         """Lets a process stand still, as a machine that swaps or is moved does, and returns when rounds go on."""
@@ -138,7 +143,7 @@ class Run:
         pid = self._pid_of(victim)
         if pid is None:
             return  # it is dead already: a follower came before it was started again
-        if victim != "valkey":
+        if victim in self.stack.roles:
             self.stack.roles[victim].started = 0.0  # no death of its start: it is started again without a pause
         os.kill(pid, signal.SIGKILL)
         self.kills.append(Kill(victim, time.time_ns() // 1_000_000, stage, alone))
@@ -151,6 +156,9 @@ class Run:
         if victim == "valkey":
             assert self.stack.valkey is not None
             return self.stack.valkey.pid if self.stack.valkey.running else None
+        if victim == SECOND:
+            assert self.second is not None
+            return self.second.pid
         process = self.stack.roles[victim].process
         return process.pid if process is not None and process.poll() is None else None
 
@@ -231,22 +239,31 @@ async def failing_network() -> AsyncIterator[Network]:
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path, plan: Path, *, seed: int, network: Network | None = None) -> AsyncIterator[Run]:
-    """Starts a stack, a task and its devices; ends all of them."""
+async def running(
+    home: Path, plan: Path, *, seed: int, network: Network | None = None, has_second: bool = False
+) -> AsyncIterator[Run]:
+    """Starts a stack, perhaps with a second aggregator, a task and its devices; ends all of them."""
     advertised = {} if network is None else {"FEDRECON_AGGREGATOR_ADVERTISED": network.aggregator.address}
-    stack = Stack(Settings(home=home), environment=_SETTINGS | advertised)
+    environment = _SETTINGS | advertised
+    stack = Stack(Settings(home=home), environment=environment)
+    second = None
+    if has_second:
+        stack = PairedStack(Settings(home=home), environment=environment, second=free_target())
+        second = SecondAggregator(stack)
     await asyncio.to_thread(stack.start)
     coordinator = stack.roles["coordinator"].address
     if network is not None:
         network.coordinator.upstream, network.aggregator.upstream = coordinator, stack.roles["aggregator"].address
         coordinator = network.coordinator.address
     try:
+        if second is not None:
+            await asyncio.to_thread(second.start)
         await asyncio.to_thread(_create_task, stack, plan)
         assert stack.valkey is not None
         journal = await RedisJournal.connect(stack.valkey.url, patience_seconds=_STUCK_SECONDS)
         watch = Watch(journal, home / "blobs")
         watching = asyncio.create_task(watch.run())
-        run = Run(stack, watch, journal, home / "devices.log")
+        run = Run(stack, watch, journal, home / "devices.log", second=second)
         try:
             with _devices(stack, coordinator, run.log, seed):
                 yield run
@@ -255,6 +272,8 @@ async def running(home: Path, plan: Path, *, seed: int, network: Network | None 
             await asyncio.gather(watching, return_exceptions=True)
             await journal.close()
     finally:
+        if second is not None:
+            await asyncio.to_thread(second.stop)
         await asyncio.to_thread(stack.stop)
 
 
@@ -308,6 +327,7 @@ async def run_program(
     *,
     seed: int,
     calm_rounds: int,
+    has_second: bool = False,
     missing: Callable[[Sequence[Kill], Times], Sequence[Blow]] = lambda _kills, _times: (),
     told: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
@@ -319,11 +339,12 @@ async def run_program(
         program: Blows, one after the other.
         seed: Of what devices do.
         calm_rounds: Undisturbed rounds, at least 1.
+        has_second: Whether there is a second aggregator, which stays away when it is killed.
         missing: Gives further blows where kills did not fall as they were aimed.
         told: Hears of every blow before it falls.
     """
     began = time.monotonic()
-    async with running(home, plan, seed=seed) as run:
+    async with running(home, plan, seed=seed, has_second=has_second) as run:
         await run.rounds(1 + calm_rounds)  # the first one warms everything up
         calm_until = time.time_ns() // 1_000_000
         usual = times_of(await run.evidence()).usual_lengths()
