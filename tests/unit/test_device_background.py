@@ -120,10 +120,17 @@ async def test_a_task_that_is_cancelled_leaves_its_session_to_the_next_participa
 def test_a_wait_is_stopped(tmp_path: Path) -> None:
     silent = Patience(attempts=2, first_seconds=600.0)
     device = Device("127.0.0.1:1", "films", toy_store(), home=tmp_path, patience=silent)
-    timer = threading.Timer(0.3, device.stop)
-    timer.start()
+    before = device._participant.stop
+
+    def stop() -> None:
+        wait_until(lambda: device._participant.stop is not before)
+        time.sleep(0.1)
+        device.stop()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
     ended = device.participate()
-    timer.join()
+    stopping.join()
     assert ended.outcome is Outcome.STOPPED
 
 

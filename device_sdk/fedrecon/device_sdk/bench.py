@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrecon.device_sdk.errors import UnusablePlanError
-from fedrecon.device_sdk.plans import Arrays, Plan, hyperparameters_of
+from fedrecon.device_sdk.plans import Arrays, Plan, WiredGraph, hyperparameters_of
 from fedrecon.v1 import plan_pb2
-from fedrecon.v1.plan_pb2 import Graph, GraphRole, GraphValue, Schedule
+from fedrecon.v1.plan_pb2 import GraphRole, Schedule
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire import schedules
 from fedrecon.wire.schedules import Positions
@@ -38,42 +38,40 @@ class Bench:
         """Returns a graph's outputs by what they are, run over some of the examples."""
         if role not in self.plan.graphs:
             raise UnusablePlanError(f"plan {self.plan.manifest.name!r} has no graph of role {GraphRole.Name(role)}")
-        graph, runnable = self.plan.graphs[role]
-        feeds = self._feeds(graph, {**self.parameters, **local}, positions, schedule)
-        outputs = runnable.run(feeds)
-        return {(value.source, value.reference): outputs[value.name] for value in graph.outputs}
+        graph = self.plan.graphs[role]
+        outputs = graph.runnable.run(self._feeds(graph, {**self.parameters, **local}, positions, schedule))
+        return {(source, reference): outputs[name] for name, source, reference in graph.outputs}
 
-    def _feeds(self, graph: Graph, parameters: Arrays, positions: Positions, schedule: Schedule) -> Arrays:
-        if any(value.source == plan_pb2.VALUE_SOURCE_ORDER for value in graph.inputs):
+    def _feeds(self, graph: WiredGraph, parameters: Arrays, positions: Positions, schedule: Schedule) -> Arrays:
+        if graph.takes_order:
             order, mask = schedules.order(positions, schedule)
         else:  # the graph takes all examples at once
             order = np.zeros((0, 0), dtype=np.int64)
             mask = np.zeros(self.examples, dtype=np.float32)
             mask[positions] = 1.0
-
-        def feed(value: GraphValue) -> NDArray[Any]:
-            match value.source:
-                case plan_pb2.VALUE_SOURCE_PARAMETER:
-                    return parameters[value.reference]
-                case plan_pb2.VALUE_SOURCE_FIELD:
-                    return self.fields[value.reference]
-                case plan_pb2.VALUE_SOURCE_ORDER:
-                    return order
-                case plan_pb2.VALUE_SOURCE_MASK:
-                    return mask
-                case plan_pb2.VALUE_SOURCE_ROWS:
-                    return self.touched[value.reference]
-                case plan_pb2.VALUE_SOURCE_HYPERPARAMETER:
-                    number = np.float64(self.hyperparameters[value.reference])
-                    per_step = self.plan.manifest.hyperparameters[value.reference].per_step
-                    return np.full(len(order), number) if per_step else np.asarray(number)
-                case _:
-                    raise UnusablePlanError(f"graph input {value.name} has source {value.source}, which is not known")
-
+        feeds: dict[str, NDArray[Any]] = {}
         try:
-            return {value.name: feed(value) for value in graph.inputs}
+            for name, source, reference in graph.inputs:
+                match source:
+                    case plan_pb2.VALUE_SOURCE_PARAMETER:
+                        feeds[name] = parameters[reference]
+                    case plan_pb2.VALUE_SOURCE_FIELD:
+                        feeds[name] = self.fields[reference]
+                    case plan_pb2.VALUE_SOURCE_ORDER:
+                        feeds[name] = order
+                    case plan_pb2.VALUE_SOURCE_MASK:
+                        feeds[name] = mask
+                    case plan_pb2.VALUE_SOURCE_ROWS:
+                        feeds[name] = self.touched[reference]
+                    case plan_pb2.VALUE_SOURCE_HYPERPARAMETER:
+                        number = np.float64(self.hyperparameters[reference])
+                        is_list = reference in self.plan.per_step
+                        feeds[name] = np.full(len(order), number) if is_list else np.asarray(number)
+                    case _:
+                        raise UnusablePlanError(f"graph input {name} has source {source}, which is not known")
         except KeyError as error:
             raise UnusablePlanError(f"a graph input refers to {error}, which the plan does not have") from error
+        return feeds
 
 
 def prepare(plan: Plan, checkpoint: Arrays, columns: Arrays, work: LocalWork) -> Bench:
@@ -81,13 +79,13 @@ def prepare(plan: Plan, checkpoint: Arrays, columns: Arrays, work: LocalWork) ->
     manifest = plan.manifest
     fields, touched = dict(columns), dict[str, NDArray[np.int64]]()
     if plan.runs(plan_pb2.GRAPH_ROLE_TOUCH):
-        graph, runnable = plan.graphs[plan_pb2.GRAPH_ROLE_TOUCH]
-        outputs = runnable.run({value.name: columns[value.reference] for value in graph.inputs})
-        for value in graph.outputs:
-            if value.source == plan_pb2.VALUE_SOURCE_ROWS:
-                touched[value.reference] = outputs[value.name]
-            elif value.source == plan_pb2.VALUE_SOURCE_FIELD:
-                fields[value.reference] = outputs[value.name]
+        graph = plan.graphs[plan_pb2.GRAPH_ROLE_TOUCH]
+        outputs = graph.runnable.run({name: columns[reference] for name, _, reference in graph.inputs})
+        for name, source, reference in graph.outputs:
+            if source == plan_pb2.VALUE_SOURCE_ROWS:
+                touched[reference] = outputs[name]
+            elif source == plan_pb2.VALUE_SOURCE_FIELD:
+                fields[reference] = outputs[name]
     parameters = {}
     for parameter in manifest.parameters:
         if parameter.placement == plan_pb2.PLACEMENT_GLOBAL:

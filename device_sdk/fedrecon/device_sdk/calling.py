@@ -252,15 +252,18 @@ class Line:
             UnreachableError: there were too many failures.
             TooLateError: the deadline passes before the wait ends.
         """
+        before = self._reached(target)
         is_elsewhere = yield from self._seek(error, failures, target)
         if not (error.transient or is_elsewhere):
             raise error
+        has_moved = self._reached(target) != before
         attempts = self.patience.attempts if self.deadline is None else self.patience.session_attempts
         if failures >= attempts:
             raise UnreachableError(f"{target} failed {failures} times, at last with: {error}") from error
-        wait = min(self.patience.first_seconds * 2 ** (failures - 1), self.patience.longest_seconds)
+        doublings = 0 if has_moved else failures - 1  # whoever took over has not failed yet
+        wait = min(self.patience.first_seconds * 2**doublings, self.patience.longest_seconds)
         wait *= 0.5 + self.fraction()
-        if error.retry_milliseconds is not None:  # the service says itself when
+        if error.retry_milliseconds is not None and not has_moved:  # the service says itself when
             earliest, latest = error.retry_milliseconds
             wait = (earliest + self.fraction() * max(latest - earliest, 0)) / 1000
             if wait > LONGEST_RETRY_SECONDS:  # that is for the app to wait: the error tells it how long
@@ -278,7 +281,7 @@ class Line:
         if self.find is None or target != self.aggregator:
             return False
         has_lost = error.reason in LOST_REASONS
-        if not has_lost and (not error.transient or failures % _FAILURES_BEFORE_ASKING):
+        if not has_lost and (not error.transient or failures < _FAILURES_BEFORE_ASKING):
             return False
         found = yield from self.find()
         has_moved = found not in {"", self._reached(target)}

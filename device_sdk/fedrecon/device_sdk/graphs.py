@@ -108,9 +108,7 @@ class RunnableGraph:
         missing = self.input_types.keys() - feeds.keys()
         if missing:
             raise UnusablePlanError(f"graph {self.name} has inputs {sorted(missing)} that its plan does not name")
-        ready = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self.input_types.items()}
-        # np.ascontiguousarray makes a scalar one-dimensional.
-        ready = {name: value.reshape(np.shape(feeds[name])) for name, value in ready.items()}
+        ready = {name: np.asarray(feeds[name], dtype, order="C") for name, dtype in self.input_types.items()}
         stop, options = running.get(), self._run_options()
 
         def terminate() -> None:

@@ -22,6 +22,23 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class WiredGraph:
+    """A graph with what its inputs and outputs are, read out of the manifest once: it is run thousands of times.
+
+    Attributes:
+        runnable: the graph.
+        inputs: name, `ValueSource` and reference of each.
+        outputs: the same.
+        takes_order: whether it runs batch by batch.
+    """
+
+    runnable: RunnableGraph
+    inputs: tuple[tuple[str, int, str], ...]
+    outputs: tuple[tuple[str, int, str], ...]
+    takes_order: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A plan that can be run.
 
@@ -29,11 +46,13 @@ class Plan:
         digest: digest of its manifest.
         manifest: what it says of itself.
         graphs: its graphs by role.
+        per_step: hyperparameters that have a value for each step.
     """
 
     digest: bytes
     manifest: Manifest
-    graphs: Mapping[int, tuple[Graph, RunnableGraph]] = field(repr=False)
+    graphs: Mapping[int, WiredGraph] = field(repr=False)
+    per_step: frozenset[str] = frozenset()
 
     def runs(self, role: GraphRole.ValueType) -> bool:
         """Says whether the plan has a graph of this role."""
@@ -66,8 +85,18 @@ def _load(digest: bytes, manifest_content: bytes, blob: Callable[[bytes], bytes]
     for graph in manifest.graphs:
         name = manifests.role_names.get(graph.role, str(graph.role))
         runnable = runnable_graph(blob(graph.blob.digest), f"{manifest.name}/{name}", graph.blob.digest)
-        graphs[int(graph.role)] = (graph, runnable)
-    return Plan(digest, manifest, graphs)
+        graphs[int(graph.role)] = _wired(graph, runnable)
+    per_step = frozenset(name for name, limits in manifest.hyperparameters.items() if limits.per_step)
+    return Plan(digest, manifest, graphs, per_step)
+
+
+def _wired(graph: Graph, runnable: RunnableGraph) -> WiredGraph:
+    inputs, outputs = (
+        tuple((value.name, int(value.source), value.reference) for value in values)
+        for values in (graph.inputs, graph.outputs)
+    )
+    takes_order = any(source == plan_pb2.VALUE_SOURCE_ORDER for _, source, _ in inputs)
+    return WiredGraph(runnable, inputs, outputs, takes_order)
 
 
 def read_checkpoint(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
