@@ -2,9 +2,9 @@
 
 torch's own optimiser is not used: it drops the 1e-8 of Adam and folds tables into constants. The passes here never
 change a number that is computed from an input. They drop what does nothing (casts to the same type, transpositions
-that keep the order, powers of one), count the axes of sums from the front, fold what is constant and small, merge
-what is computed twice, drop what nobody reads, and rename what remains, so that nothing of the author's machine
-(paths, source lines, torch's names) stays.
+that keep the order, powers of one), count the axes of sums from the front, let Gemm transpose for itself, fold what is
+constant and small, merge what is computed twice, drop what nobody reads, and rename what remains, so that nothing of
+the author's machine (paths, source lines, torch's names) stays.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from fedrecon.learning.planning.values import PlanError
 FOLDED_ELEMENTS_LIMIT = 64
 # A table that the module keeps as a constant does not belong into a graph.
 CONSTANT_ELEMENTS_LIMIT = 4096
+
+_MATRIX = 2
 
 _foldable = frozenset({"Cast", "Concat", "Reshape", "Squeeze", "Unsqueeze", "Add", "Mul", "Sub", "Neg", "Gather"})
 _single = frozenset({"Concat", "Max", "Min", "Sum", "Mean"})
@@ -57,6 +59,7 @@ def simplify(what: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: 
     kept: list[NodeProto] = []
     constants: dict[str, TensorProto] = {}
     seen: dict[bytes, str] = {}
+    transposed: dict[str, str] = {}
     for node in _with_axes_from_the_front(graph.node, ranks):
         plain = _plain(node, renamed)
         same = _does_nothing(plain, types, ranks, constants)
@@ -64,6 +67,9 @@ def simplify(what: str, model: onnx.ModelProto, inputs: Sequence[str], outputs: 
             renamed[node.output[0]] = same
             continue
         plain = _as_cast(plain, types)
+        if plain.op_type == "Transpose" and ranks.get(plain.input[0]) == _MATRIX:
+            transposed[plain.output[0]] = plain.input[0]
+        plain = _transposing(plain, transposed)
         folded = _folded(plain, ranks, constants)
         if folded is not None:
             plain = helper.make_node("Constant", [], list(plain.output), value=folded)
@@ -133,6 +139,19 @@ def _plain(node: NodeProto, renamed: Mapping[str, str]) -> NodeProto:
 
 def _attributes(node: NodeProto) -> dict[str, object]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _transposing(node: NodeProto, transposed: Mapping[str, str]) -> NodeProto:
+    """Returns a Gemm that transposes its factors itself, where they are transpositions of matrices."""
+    if node.op_type != "Gemm" or transposed.keys().isdisjoint(node.input[:2]):
+        return node
+    attributes = _attributes(node)
+    inputs = list(node.input)
+    for place, name in enumerate(("transA", "transB")):
+        if inputs[place] in transposed:
+            inputs[place] = transposed[inputs[place]]
+            attributes[name] = 1 - int(str(attributes.get(name, 0)))
+    return helper.make_node("Gemm", inputs, list(node.output), **attributes)  # type: ignore[arg-type]  # of any operator
 
 
 def _does_nothing(
