@@ -12,7 +12,6 @@ way is logged, and the job rests.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
@@ -24,14 +23,13 @@ from typing import Self
 
 from fedrecon.device_sdk.conditions import Conditions
 from fedrecon.device_sdk.device import Device
+from fedrecon.device_sdk.participant import LOGGER
 from fedrecon.device_sdk.participation import PERMANENT_REST_SECONDS, Outcome, Participation
 
 LONGEST_SECONDS = 1800.0
 NICENESS = 10
 LOOK_SECONDS = 1.0
 CONDITIONS_SECONDS = 60.0
-
-_log = logging.getLogger("fedrecon.device_sdk")
 
 
 class BackgroundJob:
@@ -114,8 +112,10 @@ class BackgroundJob:
             try:
                 turn = self.take_turn()
                 after = CONDITIONS_SECONDS if turn.retry_after_seconds is None else turn.retry_after_seconds
-            except Exception:  # noqa: BLE001 - the app's own examples may raise anything: the job outlives it
-                _log.exception("a turn of the background job failed")
+            except Exception:  # the app's own examples may raise anything: the job outlives it
+                import logging
+
+                logging.getLogger(LOGGER).exception("a turn of the background job failed")
                 after = PERMANENT_REST_SECONDS
             self._stopping.wait(max(after, self._device.rest_seconds()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +48,8 @@ def blaming_the_disk(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
+    import tempfile  # slow to load, and an app that writes nothing need not
+
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".writing")
     try:

@@ -8,7 +8,6 @@ more, and the history keeps the newer word. A disk that is full then changes no 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ KEY_FILE = "device.key"
 FORGETTING_SECONDS = 10.0
 _LOOK_SECONDS = 0.02
 
-_log = logging.getLogger("fedrecon.device_sdk")
+LOGGER = "fedrecon.device_sdk"
 
 
 @dataclass(slots=True)
@@ -155,7 +154,9 @@ class Participant:
         self._store(lambda: self.memory.keep_unfinished(None))
         if isinstance(known.departures, DepartureLog):
             self._store(known.departures.forget)
-        _log.info(
+        import logging
+
+        logging.getLogger(LOGGER).info(
             "participation ended: outcome=%r reason=%s task=%s round=%d attempt=%d shape=%s bytes_sent=%d",
             participation.outcome.value,
             participation.reason,
@@ -171,4 +172,6 @@ class Participant:
         try:
             write()
         except StorageFailedError as error:
-            _log.warning("something of a participation could not be stored: %s", error)
+            import logging
+
+            logging.getLogger(LOGGER).warning("something of a participation could not be stored: %s", error)

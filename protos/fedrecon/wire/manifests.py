@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
@@ -67,7 +66,7 @@ def write_manifest(manifest: Manifest) -> bytes:
 
 def sign_plan(plan_digest: bytes, key: Ed25519PrivateKey) -> PlanSignature:
     """Returns the publisher's signature over a plan's digest."""
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    public = key.public_key().public_bytes_raw()
     return PlanSignature(publisher_key=public, signature=key.sign(SIGNING_DOMAIN + plan_digest))
 
 
