@@ -49,13 +49,17 @@ def test_a_bare_environment_imports_the_device_sdk_and_nothing_of_the_servers(
     script = (
         "import importlib.util, json, sys\n"
         "import fedrecon.device_sdk\n"
+        "from fedrecon.device_sdk.testing import FakeTransport\n"
         f"found = [name for name in {FORBIDDEN_ON_DEVICES!r} if importlib.util.find_spec(name)]\n"
-        "print(json.dumps({'found': found, 'names': sorted(fedrecon.device_sdk.__all__)}))\n"
+        "publisher = FakeTransport().publisher\n"
+        "names = sorted(fedrecon.device_sdk.__all__)\n"
+        "print(json.dumps({'found': found, 'names': names, 'publisher': publisher}))\n"
     )
     printed = subprocess.run([str(python), "-c", script], check=True, capture_output=True, text=True).stdout
     answer = json.loads(printed)
     assert answer["found"] == []
     assert "Device" in answer["names"]
+    assert len(answer["publisher"]) == 64, "the toy plan is in the wheel"
 
 
 def test_packages_of_the_same_bare_names_stay_whole_beside_ours(wheels: dict[str, Path], tmp_path: Path) -> None:
