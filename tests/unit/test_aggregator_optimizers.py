@@ -31,7 +31,10 @@ def message(rule: str, **changes: float) -> ServerOptimizer:
         "adaptivity": TAU,
         "initial_accumulator": INITIAL,
     } | changes
-    return ServerOptimizer(rule=RULES[rule], **numbers)
+    made = ServerOptimizer(rule=RULES[rule])
+    for name, value in numbers.items():
+        setattr(made, name, value)
+    return made
 
 
 def single(value: float) -> float:
