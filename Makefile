@@ -73,7 +73,7 @@ test-fuzz: setup ## Bend every message of the contract (10 minutes): N=inputs SE
 .PHONY: test-browser
 test-browser: setup web ## Hold the web SDK to the known answers, in node and in headless Chromium
 	cd $(WEB) && npm run --silent test
-	$(BIN)/pytest -m browser tests/browser
+	$(BIN)/pytest -m 'browser and not slow' tests/browser
 
 .PHONY: bench
 bench: setup ## Measure what is promised
@@ -85,11 +85,18 @@ bench: setup ## Measure what is promised
 	$(BIN)/fedrecon bench pacing --json
 	$(BIN)/fedrecon bench secure-sum --json
 	$(BIN)/fedrecon bench leakage --json
+	$(BIN)/fedrecon bench recommend --json
 
 .PHONY: bench-peers
-bench-peers: setup .peers/flower/.installed ## Run Flower's secure sums beside ours, and weigh its client
+bench-peers: setup .peers/flower/.installed .peers/implicit/.installed ## Run what others do beside ours
 	$(BIN)/fedrecon bench secure-sum-peers --python .peers/flower/bin/python --json
 	$(BIN)/fedrecon bench footprint-peers --python .peers/flower/bin/python --json
+	$(BIN)/fedrecon bench recommend --python .peers/implicit/bin/python --json
+
+.peers/implicit/.installed:
+	$(PYTHON) -m venv .peers/implicit
+	.peers/implicit/bin/pip install --quiet --disable-pip-version-check 'implicit==0.7.*'
+	@touch $@
 
 .peers/flower/.installed:
 	$(PYTHON) -m venv .peers/flower

@@ -70,6 +70,21 @@ def ingest(as_json: AsJson = False) -> None:
 
 
 @bench.command()
+def recommend(
+    package: Annotated[
+        Path | None,
+        typer.Option("--python", help="the Python of an environment with the `implicit` package, to compare with"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend to users never seen, one at a time on one core: by ridge, by gradient steps, and of choices."""
+    from fedrecon.benchmarks.measures import result_of
+    from fedrecon.benchmarks.recommend import measure_recommend
+
+    _print(result_of("recommend", measure_recommend(package)), as_json=as_json)
+
+
+@bench.command()
 def simulation(
     data: Annotated[
         Path | None,
