@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedrecon.coordinator import round_events
+from fedrecon.coordinator.labels import Versions, shape_label
 from fedrecon.coordinator.round_events import Finish
 from fedrecon.coordinator.round_state import Round
 from fedrecon.coordinator.tasks import Task
@@ -23,6 +24,7 @@ class Measures:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._versions = Versions()
 
     def note_check_in(self, outcome: str, task: str = _NO_TASK) -> None:
         """Counts an answered check-in.
@@ -33,10 +35,22 @@ class Measures:
         """
         self._metrics.check_ins_total.labels(task=task, outcome=outcome).inc()
 
+    def note_version(self, version: str, device: int, now: int) -> None:
+        """Counts a device by its SDK.
+
+        Args:
+            version: As it says.
+            device: Hash of its key.
+            now: Unix milliseconds.
+        """
+        label, devices = self._versions.note(version, device, now)
+        self._metrics.device_versions.labels(version=label).set(devices)
+
     def note_finishes(self, finishes: Iterable[Finish]) -> None:
         """Counts sessions that ended."""
         for finish in finishes:
             self._metrics.assignments_total.labels(state=finish.outcome.value.lower()).inc()
+            self._metrics.session_shapes_total.labels(shape=shape_label(finish.shape)).inc()
 
     def note_task(self, task: Task, name: str) -> None:
         """Sets what is known of a task after a replay."""

@@ -18,6 +18,7 @@ from fedrecon.coordinator.assignments import common_assignment, make_assignment
 from fedrecon.coordinator.choosing import Choice, Misfit, choose, misfit_of
 from fedrecon.coordinator.offers import offer, place_held, windows_of
 from fedrecon.coordinator.pacing import Window, Windows, idle
+from fedrecon.coordinator.population import hash_of
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.round_events import Finish, Outcome
 from fedrecon.coordinator.round_state import Phase, Round
@@ -94,6 +95,9 @@ class CoordinatorService(CoordinatorServicer):
         """Offers a device to a task of its population. See `coordinator.proto`."""
         _check_population(request)
         is_new = await self._speakers.hear(CHECK_IN, request, request.credentials)
+        around, device_key = self._roster.around, request.credentials.device_key
+        device = hash_of(around.key, device_key)
+        self._measures.note_version(request.sdk_version, device, around.clock.now_milliseconds())
         runners = self._roster.of_population(request.population)
         running = [runner for runner in runners if runner.book.task.state is State.RUNNING]
         if not running:
@@ -111,7 +115,6 @@ class CoordinatorService(CoordinatorServicer):
         if not fitting:
             misfit = next(each for each in misfits if isinstance(each, Misfit))
             return self._rejected(misfit.reason, misfit.why, self._idle, minimum_examples)
-        device_key = request.credentials.device_key
         if not is_new:
             held = next((held for each in fitting if (held := place_held(each, device_key)) is not None), None)
             if held is None:

@@ -42,6 +42,8 @@ class Metrics:
     round_overselection_ratio: Gauge
     round_last_commit_timestamp_seconds: Gauge
     assignments_total: Counter
+    session_shapes_total: Counter
+    device_versions: Gauge
     reports_total: Counter
     report_bytes: Histogram
     download_bytes_total: Counter
@@ -107,6 +109,10 @@ class Metrics:
                 "round_last_commit_timestamp_seconds", "Unix time of the last committed round.", "task"
             ),
             assignments_total=counter("assignments_total", "Assignments by the state in which they ended.", "state"),
+            session_shapes_total=counter("session_shapes_total", "Sessions that ended, by their shape.", "shape"),
+            device_versions=gauge(
+                "device_versions", "Devices that called here within two days, by SDK version, estimated.", "version"
+            ),
             reports_total=counter("reports_total", "Reports by outcome.", "outcome"),
             report_bytes=histogram("report_bytes", "Size of an accepted report.", _REPORT_BYTES),
             download_bytes_total=counter("download_bytes_total", "Bytes of blobs sent to devices."),
