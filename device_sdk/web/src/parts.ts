@@ -31,6 +31,8 @@ export interface PlanOptions {
   readonly signature?: PlanSignature;
   /** The checkpoint to run with, as a safetensors file; the plan's initial one if not given. */
   readonly checkpoint?: Bytes;
+  /** Vocabularies in force by name, where they are newer than the plan's. */
+  readonly vocabularies?: Readonly<Record<string, Bytes>>;
 }
 
 /** What a plan is made of. */
@@ -65,7 +67,9 @@ export async function loadParts(content: Bytes, fetchBlob: FetchBlob, options: P
   }
   const vocabularies = new Map<string, Items>();
   for (const [name, reference] of Object.entries(manifest.vocabularies ?? {})) {
-    vocabularies.set(name, readVocabulary(await fetchVerified(reference, `vocabulary '${name}'`, fetchBlob)));
+    const newer = options.vocabularies?.[name];
+    const stored = newer ?? (await fetchVerified(reference, `vocabulary '${name}'`, fetchBlob));
+    vocabularies.set(name, readVocabulary(stored));
   }
   const stored =
     options.checkpoint ?? (await fetchVerified(manifest.initial_checkpoint, "initial checkpoint", fetchBlob));

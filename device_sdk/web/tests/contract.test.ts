@@ -13,6 +13,8 @@ const wire = await vectors("wire");
 const identity = await vectors("identity");
 const sums = await vectors("secure_sum");
 const context = fromHex(sums.contexts[0].context);
+const bytesOf = (from: Record<string, string>, ...names: string[]): any =>
+  Object.fromEntries(names.map((name) => [name, fromHex(from[name]!)]));
 const SHAPE = {
   ring_bits: sums.contexts[0].ring_bits as number,
   elements: sums.contexts[0].segments.reduce((whole: number, each: { elements: number }) => whole + each.elements, 0),
@@ -29,18 +31,15 @@ test("reports become their published integers", async () => {
 
 test("calls are signed and proved over their published bytes", async () => {
   for (const each of [identity.check_in, identity.upload]) {
-    const digest = await contract.sha256(fromHex(each.body));
-    const transcript = contract.join("fedrecon call 1\0", each.method, "\0", fromHex(each.nonce), digest);
+    const transcript = await contract.callTranscript(each.method, fromHex(each.nonce), fromHex(each.body));
     expect(toHex(transcript)).toBe(each.transcript);
   }
   const seed = fromHex(identity.device_seed);
   expect(toHex(await contract.sign(seed, fromHex(identity.check_in.transcript)))).toBe(identity.check_in.signature);
   const { session_key, transcript, mac } = identity.upload;
   expect(toHex(await contract.hmac(fromHex(session_key), fromHex(transcript)))).toBe(mac);
-  const said = await Promise.all(
-    ["challenge", "attestation"].map((name) => contract.sha256(fromHex(identity.enrolment[name]))),
-  );
-  const enrolment = contract.join("fedrecon enrolment 1\0", fromHex(identity.device_key), ...said);
+  const [challenge, attestation] = [identity.enrolment.challenge, identity.enrolment.attestation].map(fromHex);
+  const enrolment = await contract.enrolmentTranscript(fromHex(identity.device_key), challenge!, attestation!);
   expect(toHex(enrolment)).toBe(identity.enrolment.transcript);
   expect(toHex(await contract.sign(seed, enrolment))).toBe(identity.enrolment.signature);
 });
@@ -49,51 +48,31 @@ test("members' keys, and the signatures over them, are the published ones", asyn
   for (const each of sums.keys) {
     expect(toHex(await contract.publicKey(fromHex(each.share_secret)))).toBe(each.share_key);
     expect(toHex(await contract.publicKey(fromHex(each.mask_secret)))).toBe(each.mask_key);
-    const message = contract.join(
-      contract.item("fedrecon secure sum keys 1"),
-      contract.item(each.task),
-      contract.integer(each.round),
-      contract.integer(each.attempt),
-      contract.item(await contract.sha256(fromHex(each.session))),
-      contract.item(fromHex(each.share_key)),
-      contract.item(fromHex(each.mask_key)),
-    );
+    const sessionDigest = await contract.sha256(fromHex(each.session));
+    const message = contract.keysMessage(each, sessionDigest, fromHex(each.share_key), fromHex(each.mask_key));
     expect(toHex(message)).toBe(each.message);
     expect(toHex(await contract.sign(fromHex(each.device_secret), message))).toBe(each.signature);
+    expect(await contract.verify(fromHex(each.device_key), fromHex(each.signature), message)).toBe(true);
   }
 });
 
 test("the roster has its published digest", async () => {
-  const items = [contract.item("fedrecon secure sum roster 1"), contract.integer(sums.keys.length)];
-  for (const [index, each] of sums.keys.entries()) {
-    const keys = [each.share_key, each.mask_key, each.device_key].map((key) => contract.item(fromHex(key)));
-    items.push(contract.integer(index), ...keys, contract.item(await contract.sha256(fromHex(each.session))));
-  }
-  expect(toHex(await contract.sha256(contract.join(...items)))).toBe(sums.roster_digest);
+  const members = sums.keys.map(async (each: Record<string, string>) => ({
+    ...bytesOf(each, "share_key", "mask_key", "device_key"),
+    session_digest: await contract.sha256(fromHex(each["session"]!)),
+  }));
+  expect(toHex(await contract.rosterDigest(await Promise.all(members)))).toBe(sums.roster_digest);
 });
 
 test("contexts are the published ones", async () => {
-  const { item, integer, real } = contract;
+  const names = ["group", "server_nonce", "plan_digest", "checkpoint_digest", "roster_digest"];
   for (const each of sums.contexts) {
-    const segments = each.segments.flatMap((segment: { elements: number; bound: number; row_set?: string }) => [
-      integer(segment.elements),
-      real(segment.bound),
-      item(fromHex(segment.row_set ?? "")),
-    ]);
-    const items = [
-      item("fedrecon secure sum context 2"),
-      item(each.task),
-      ...[each.round, each.attempt, each.kind].map(integer),
-      ...[each.group, each.server_nonce, each.plan_digest, each.checkpoint_digest].map((one) => item(fromHex(one))),
-      ...[each.members, each.neighbours, each.threshold].map(integer),
-      ...[each.ring_bits, each.maximum_reports, each.maximum_weight].map(integer),
-      integer(each.segments.length),
-      ...segments,
-      integer(each.metric_bounds.length),
-      ...each.metric_bounds.map(real),
-      item(fromHex(each.roster_digest)),
-    ];
-    expect(toHex(await contract.sha256(contract.join(...items)))).toBe(each.context);
+    const segments = each.segments.map((segment: { row_set?: string }) => ({
+      ...segment,
+      row_set: fromHex(segment.row_set ?? ""),
+    }));
+    const told = { ...each, ...bytesOf(each, ...names), segments } as contract.Told;
+    expect(toHex(await contract.contextOf(told))).toBe(each.context);
   }
 });
 
@@ -126,11 +105,11 @@ test("secrets are shared and sealed as published", async () => {
     const key = await contract.derive("fedrecon share 1", context, [each.from, each.to], ...keys);
     const both = contract.join(fromHex(each.key_share), fromHex(each.seed_share));
     expect(toHex(await contract.seal(key, context, each.from, each.to, both))).toBe(each.ciphertext);
+    expect(toHex(await contract.open(key, context, each.from, each.to, fromHex(each.ciphertext)))).toBe(toHex(both));
   }
   for (const each of sums.seed_commitments) {
-    const items = [contract.item("fedrecon secure sum seed 1"), contract.item(fromHex(each.context))];
-    items.push(contract.integer(each.member), contract.item(fromHex(each.seed)));
-    expect(toHex(await contract.sha256(contract.join(...items)))).toBe(each.commitment);
+    const commitment = await contract.seedCommitment(fromHex(each.context), each.member, fromHex(each.seed));
+    expect(toHex(commitment)).toBe(each.commitment);
   }
 });
 

@@ -97,9 +97,105 @@ export function share(secret: Bytes, threshold: number, entropy: Bytes, point: n
 export async function seal(key: Bytes, context: Bytes, from: number, to: number, shares: Bytes): Promise<Bytes> {
   const direction = join(little(BigInt(from), 4), little(BigInt(to), 4));
   const imported = await subtle.importKey("raw", key, "AES-GCM", false, ["encrypt"]);
-  const iv = join(direction, new Uint8Array(4));
-  const sealed = await subtle.encrypt({ name: "AES-GCM", iv, additionalData: join(context, direction) }, imported, shares);
-  return new Uint8Array(sealed);
+  const algorithm = { name: "AES-GCM", iv: nonceOf(direction), additionalData: join(context, direction) };
+  return new Uint8Array(await subtle.encrypt(algorithm, imported, shares));
+}
+
+function nonceOf(direction: Bytes): Bytes {
+  return join(direction, new Uint8Array(4));
+}
+
+/** Opens what the other side sealed: the share of its mask key, then the share of its seed. */
+export async function open(key: Bytes, context: Bytes, from: number, to: number, sealed: Bytes): Promise<Bytes> {
+  const direction = join(little(BigInt(from), 4), little(BigInt(to), 4));
+  const imported = await subtle.importKey("raw", key, "AES-GCM", false, ["decrypt"]);
+  const algorithm = { name: "AES-GCM", iv: nonceOf(direction), additionalData: join(context, direction) };
+  return new Uint8Array(await subtle.decrypt(algorithm, imported, sealed));
+}
+
+export async function verify(publicHalf: Bytes, signature: Bytes, message: Bytes): Promise<boolean> {
+  const key = await subtle.importKey("raw", publicHalf, "Ed25519", false, ["verify"]);
+  return subtle.verify("Ed25519", key, signature, message);
+}
+
+/** One attempt of one round. */
+export interface Round {
+  readonly task: string;
+  readonly round: number;
+  readonly attempt: number;
+}
+
+/** What a device signs when it joins. */
+export function keysMessage(round: Round, sessionDigest: Bytes, shareKey: Bytes, maskKey: Bytes): Bytes {
+  const numbers = [round.round, round.attempt].map(integer);
+  const keys = [sessionDigest, shareKey, maskKey].map(item);
+  return join(item("fedrecon secure sum keys 1"), item(round.task), ...numbers, ...keys);
+}
+
+/** A member of a roster. */
+export interface Member {
+  readonly share_key: Bytes;
+  readonly mask_key: Bytes;
+  readonly device_key: Bytes;
+  readonly session_digest: Bytes;
+}
+
+/** The digest of a roster, its members in order of their indices. */
+export async function rosterDigest(members: readonly Member[]): Promise<Bytes> {
+  const entries = members.map(({ share_key, mask_key, device_key, session_digest }, index) =>
+    join(integer(index), ...[share_key, mask_key, device_key, session_digest].map(item)),
+  );
+  return sha256(join(item("fedrecon secure sum roster 1"), integer(members.length), ...entries));
+}
+
+/** What all members of a group must have been told alike. */
+export interface Told extends Round, Agreement {
+  readonly kind: number;
+  readonly group: Bytes;
+  readonly server_nonce: Bytes;
+  readonly plan_digest: Bytes;
+  readonly checkpoint_digest: Bytes;
+  readonly members: number;
+  readonly neighbours: number;
+  readonly threshold: number;
+  readonly roster_digest: Bytes;
+}
+
+/** The context of a masked sum. */
+export async function contextOf(told: Told): Promise<Bytes> {
+  const segments = told.segments.map((segment) =>
+    join(integer(segment.elements), real(segment.bound), item(segment.row_set ?? new Uint8Array(0))),
+  );
+  return sha256(
+    join(
+      item("fedrecon secure sum context 2"),
+      item(told.task),
+      ...[told.round, told.attempt, told.kind].map(integer),
+      ...[told.group, told.server_nonce, told.plan_digest, told.checkpoint_digest].map(item),
+      ...[told.members, told.neighbours, told.threshold].map(integer),
+      ...[told.ring_bits, told.maximum_reports, told.maximum_weight].map(integer),
+      integer(told.segments.length),
+      ...segments,
+      integer(told.metric_bounds.length),
+      ...told.metric_bounds.map(real),
+      item(told.roster_digest),
+    ),
+  );
+}
+
+/** What a member says of its self-mask seed. */
+export async function seedCommitment(context: Bytes, member: number, seed: Bytes): Promise<Bytes> {
+  return sha256(join(item("fedrecon secure sum seed 1"), item(context), integer(member), item(seed)));
+}
+
+/** What is signed, or goes into a MAC, for one call. */
+export async function callTranscript(method: string, nonce: Bytes, body: Bytes): Promise<Bytes> {
+  return join("fedrecon call 1\0", method, "\0", nonce, await sha256(body));
+}
+
+/** What a device signs to be enrolled. */
+export async function enrolmentTranscript(deviceKey: Bytes, challenge: Bytes, attestation: Bytes): Promise<Bytes> {
+  return join("fedrecon enrolment 1\0", deviceKey, await sha256(challenge), await sha256(attestation));
 }
 
 /** A vector's shape: bytes of a body element, how many, and entries of the tail. */
@@ -122,8 +218,9 @@ export function add(vector: Bytes, other: Bytes, sign: 1n | -1n, shape: Shape): 
   const parts: Bytes[] = [];
   for (let start = 0; start < vector.length; ) {
     const bytes = start < shape.elements * width ? width : 8;
-    const [one, another] = [vector, other].map((each) => fromLittle(each.slice(start, start + bytes))) as [bigint, bigint];
-    parts.push(little(BigInt.asUintN(8 * bytes, one + sign * another), bytes));
+    const end = start + bytes;
+    const whole = fromLittle(vector.slice(start, end)) + sign * fromLittle(other.slice(start, end));
+    parts.push(little(BigInt.asUintN(8 * bytes, whole), bytes));
     start += bytes;
   }
   return join(...parts);
@@ -131,7 +228,7 @@ export function add(vector: Bytes, other: Bytes, sign: 1n | -1n, shape: Shape): 
 
 /** How reports become integers: `SecureSum` and layout of an assignment. */
 export interface Agreement {
-  readonly segments: readonly { readonly elements: number; readonly bound: number }[];
+  readonly segments: readonly { readonly elements: number; readonly bound: number; readonly row_set?: Bytes }[];
   readonly metric_bounds: readonly number[];
   readonly maximum_reports: number;
   readonly maximum_weight: number;

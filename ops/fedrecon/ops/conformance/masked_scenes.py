@@ -134,10 +134,12 @@ def _nothing_revealed(play: Play) -> Complaints:
 
 
 def _one_answer(play: Play) -> Complaints:
-    answers = [call.parts for call in play.transcript.of("Unmask") if call.request.shares]
+    answers = [call for call in play.transcript.of("Unmask") if call.request.shares]
     if not answers:
         yield "it did not answer the lists of survivors and dropouts"
-    if any(parts != answers[0] for parts in answers):
+    if any(call.parts != answers[0].parts for call in answers):
+        yield "it said its answer again in other bytes"
+    if any(call.request.shares != answers[0].request.shares for call in answers):
         yield "it answered a second pair of lists: with both answers the server can open its neighbours' masks"
 
 
