@@ -7,9 +7,20 @@ from typing import Any
 
 from fedrecon.device_sdk import Device, ExampleStore
 from fedrecon.device_sdk.calling import Patience
-from fedrecon.device_sdk.testing import FakeTransport
+from fedrecon.device_sdk.testing import FakeServices, FakeTransport
 
+GROUP = 3
 RATINGS = {"film-4": 5.0, "film-1": 1.0, "film-0": 3.0, "film-2": 0.5, "film-3": 1.5}
+
+
+def toy_services(**changes: Any) -> FakeServices:
+    """Returns services with groups of three: tests run hundreds of sums."""
+    return FakeServices(**({"group": GROUP} | changes))
+
+
+def toy_transport(**changes: Any) -> FakeTransport:
+    """Returns a transport to such services."""
+    return FakeTransport(toy_services(**changes))
 
 
 def toy_store(path: str | Path = ":memory:") -> ExampleStore:
@@ -28,6 +39,7 @@ def toy_device(transport: FakeTransport, home: Path | None = None, **changes: An
         "home": home,
         "trusted_plans": [transport.publisher],
         "transport": transport,
+        "min_group": GROUP,
         "patience": Patience(attempts=3, session_attempts=4),
     }
     examples = changes.pop("examples", None) or toy_store()

@@ -29,7 +29,7 @@ from fedrecon.device_sdk.requests import Call
 from fedrecon.device_sdk.stopping import Stop, running
 from fedrecon.device_sdk.testing import FakeTransport
 from fedrecon.v1 import coordinator_pb2
-from support.toy_devices import toy_device, toy_store
+from support.toy_devices import toy_device, toy_services, toy_store, toy_transport
 
 FREE = Conditions(idle=lambda: True, charging=lambda: True, battery=lambda: True)
 FOR_EVER = """forever (float[64, 64] start, int64 steps) => (float[64, 64] end) {
@@ -82,7 +82,7 @@ def stopping_at(device: list[Device], call: str) -> FakeTransport:
                 device[0].stop("the user is back")
             return await super().call(request)
 
-    return Stopped()
+    return Stopped(toy_services())
 
 
 @pytest.mark.parametrize("call", ["CheckIn", "Join", "UploadStatus"])
@@ -103,7 +103,7 @@ async def test_a_task_that_is_cancelled_leaves_its_session_to_the_next_participa
         async def compute(self, function: Callable[[], Any]) -> Any:
             return await asyncio.to_thread(function)
 
-    slow, transport = Slow(), Threaded()
+    slow, transport = Slow(), Threaded(toy_services())
     device = toy_device(transport, tmp_path, examples=slow)
     task = asyncio.create_task(device.participate_async())
     await asyncio.to_thread(slow.asked.wait)
@@ -135,7 +135,7 @@ def test_a_wait_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_job_begins_only_where_all_conditions_hold() -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     busy = Conditions(idle=lambda: False, charging=lambda: True, battery=lambda: True, unmetered=lambda: False)
     turn = BackgroundJob(toy_device(transport), busy).take_turn()
     assert (turn.outcome, turn.reason) == (Outcome.NOT_NOW, "CONDITIONS")
@@ -145,7 +145,7 @@ def test_a_job_begins_only_where_all_conditions_hold() -> None:
 
 
 def test_a_job_rests_as_it_was_told_also_in_another_process(tmp_path: Path) -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     transport.services.rest_milliseconds = (600_000, 600_000)
     assert BackgroundJob(toy_device(transport, tmp_path), FREE).take_turn().outcome is Outcome.UPLOADED
     calls = len(transport.services.calls)
@@ -167,7 +167,7 @@ def test_a_clock_that_is_wrong_by_a_year_delays_nobody_for_long() -> None:
 
 @pytest.mark.parametrize(("reachable", "least"), [(False, 600), (True, 10_000)])
 def test_a_device_that_was_told_nothing_rests_by_how_it_ended(reachable: bool, least: float) -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     transport.is_reachable = reachable
     transport.services.rest_milliseconds = (0, 0)
     device = toy_device(transport, secure_sum="required", min_group=50)  # of a group of 20 it is none
@@ -202,7 +202,7 @@ class Jobs:
     """A job in the middle of its work."""
 
     def __init__(self, **changes: Any) -> None:
-        self.slow, self.transport = Slow(), FakeTransport()
+        self.slow, self.transport = Slow(), toy_transport()
         self.charging = True
         self.device = toy_device(self.transport, examples=self.slow)
         conditions = Conditions(idle=lambda: True, charging=lambda: self.charging, battery=lambda: True)
@@ -237,7 +237,7 @@ def test_work_that_takes_too_much_memory_is_stopped() -> None:
 
 
 def test_an_assignment_that_is_too_large_is_refused_before_anything_is_fetched() -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     ended = toy_device(transport, memory_limit_bytes=1000).participate()
     assert (ended.outcome, ended.reason) == (Outcome.REFUSED, "TOO_LARGE")
     assert "Fetch" not in transport.services.calls
@@ -262,7 +262,7 @@ def test_another_process_keeps_a_home_busy_until_it_is_killed(tmp_path: Path) ->
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        device = toy_device(FakeTransport(), tmp_path)
+        device = toy_device(toy_transport(), tmp_path)
         assert device.participate().reason == "BUSY"
     finally:
         holder.kill()
@@ -271,7 +271,7 @@ def test_another_process_keeps_a_home_busy_until_it_is_killed(tmp_path: Path) ->
 
 
 def test_a_job_takes_turns_by_itself_until_it_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     transport.services.rest_milliseconds = (1, 1)
     with caplog.at_level(logging.INFO, "fedrecon.device_sdk"), BackgroundJob(toy_device(transport), FREE):
         wait_until(lambda: len(transport.services.reports) >= 2)
@@ -290,7 +290,7 @@ def test_a_job_outlives_examples_that_fail(caplog: pytest.LogCaptureFixture) -> 
         def count(self) -> int:
             raise KeyError("the app's own mistake")
 
-    job = BackgroundJob(toy_device(FakeTransport(), examples=Broken()), FREE)
+    job = BackgroundJob(toy_device(toy_transport(), examples=Broken()), FREE)
     with pytest.raises(KeyError):
         job.take_turn()
     job.start()
@@ -345,6 +345,6 @@ def test_batteries_are_read(
 def test_a_job_with_a_file_of_examples_works_in_its_own_thread(tmp_path: Path) -> None:
     store = toy_store(tmp_path / "examples.db")
     assert isinstance(store, ExampleStore)
-    job = BackgroundJob(toy_device(FakeTransport(), tmp_path, examples=store), FREE)
+    job = BackgroundJob(toy_device(toy_transport(), tmp_path, examples=store), FREE)
     assert job.take_turn().outcome is Outcome.UPLOADED
     store.close()

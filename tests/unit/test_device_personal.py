@@ -17,7 +17,7 @@ from fedrecon.device_sdk.testing import FakeServices, FakeTransport, toy_plan
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.tensors import read_safetensors, write_safetensors
 from support import device_bundle
-from support.toy_devices import RATINGS, toy_device, toy_store
+from support.toy_devices import RATINGS, toy_device, toy_store, toy_transport
 
 KEY = bytes(range(32))
 
@@ -46,7 +46,7 @@ class Counting:
 
 
 def taken_part(home: Path | None = None, **changes: Any) -> tuple[Device, FakeTransport]:
-    transport = FakeTransport()
+    transport = toy_transport()
     device = toy_device(transport, home, **changes)
     assert device.participate().outcome is Outcome.UPLOADED
     return device, transport
@@ -109,7 +109,7 @@ def test_a_user_without_examples_gets_the_default() -> None:
 def test_a_device_serves_from_its_last_model_without_a_network(tmp_path: Path) -> None:
     device, _ = taken_part(tmp_path)
     expected = device.recommend(3)
-    offline = FakeTransport()
+    offline = toy_transport()
     offline.is_reachable = False
     assert toy_device(offline, tmp_path).recommend(3) == expected
     assert offline.services.calls == []
@@ -124,7 +124,7 @@ def test_a_damaged_model_is_fetched_again_or_the_one_before_serves(tmp_path: Pat
     newest = device._memory.assignment
     assert newest is not None
     (tmp_path / "blobs" / newest.checkpoint.digest.hex()).write_bytes(b"damaged")
-    offline = FakeTransport()
+    offline = toy_transport()
     offline.is_reachable = False
     assert toy_device(offline, tmp_path).recommend(3) == expected
     again = toy_device(FakeTransport(transport.services), tmp_path)
@@ -133,7 +133,7 @@ def test_a_damaged_model_is_fetched_again_or_the_one_before_serves(tmp_path: Pat
 
 def test_without_a_model_the_advice_says_how_to_get_one() -> None:
     with pytest.raises(NoModelError, match="take part once"):
-        toy_device(FakeTransport()).reconstruct()
+        toy_device(toy_transport()).reconstruct()
 
 
 def test_local_parameters_are_stored_sealed_and_never_without_a_key(
@@ -171,14 +171,14 @@ def test_sealed_parameters_open_with_their_key_and_for_what_they_were_made_of_on
 
 def test_a_key_of_another_length_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="locals_key has 5 bytes"):
-        toy_device(FakeTransport(), locals_key=b"short")
+        toy_device(toy_transport(), locals_key=b"short")
 
 
 def test_the_history_tells_what_left_when_and_to_whom_also_to_the_next_process(tmp_path: Path) -> None:
     device, transport = taken_part(tmp_path)
     transport.is_reachable = False
     device.participate()
-    first, second = toy_device(FakeTransport(), tmp_path).history()
+    first, second = toy_device(toy_transport(), tmp_path).history()
     assert (first.outcome, second.outcome) == (Outcome.UPLOADED, Outcome.UNREACHABLE)
     assert first.receipt.departures == tuple(first.receipt)
     assert {each.message for each in first.receipt} >= {"CheckIn", "Upload", "FinishSession"}
@@ -190,7 +190,7 @@ def test_the_history_tells_what_left_when_and_to_whom_also_to_the_next_process(t
 
 
 def test_the_history_keeps_the_newest_and_survives_damage(tmp_path: Path) -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     transport.is_reachable = False
     device = toy_device(transport, tmp_path)
     with mock.patch("fedrecon.device_sdk.history.KEPT_PARTICIPATIONS", 3):
@@ -207,7 +207,7 @@ def test_the_history_keeps_the_newest_and_survives_damage(tmp_path: Path) -> Non
 def test_a_participation_of_which_nothing_left_is_no_history() -> None:
     store = toy_store()
     store.clear()
-    device = toy_device(FakeTransport(), examples=store)
+    device = toy_device(toy_transport(), examples=store)
     assert device.participate().outcome is Outcome.TOO_FEW_EXAMPLES
     assert device.history() == ()
 

@@ -16,8 +16,7 @@ from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.requests import Call, Fetch, Upload
 from fedrecon.device_sdk.testing import FakeServices, FakeTransport, toy_plan
 from fedrecon.v1 import coordinator_pb2
-from fedrecon.v1.coordinator_pb2 import Assignment
-from support.toy_devices import toy_device
+from support.toy_devices import toy_device, toy_services, toy_transport
 
 NEVER = 1 << 30
 
@@ -55,20 +54,9 @@ class Mortal(FakeTransport):
         return await self.dying(lambda: super(Mortal, self).compute(function))
 
 
-def small(secure_sum: str) -> FakeServices:
-    """Returns services with groups of three: these tests run hundreds of sums."""
-    services = FakeServices(secure_sum=secure_sum == "required")
-
-    def change(assignment: Assignment) -> None:
-        assignment.secure_sum.minimum_group = 3
-
-    services.change = change
-    return services
-
-
 def live(services: FakeServices, home: Path, secure_sum: str, *, dies_after: int = NEVER) -> Device:
     """Returns a device of a new process, with what the one before left on disk."""
-    return toy_device(Mortal(services, dies_after), home, secure_sum=secure_sum, min_group=3)
+    return toy_device(Mortal(services, dies_after), home, secure_sum=secure_sum)
 
 
 def home_with_blobs(folder: Path) -> Path:
@@ -80,8 +68,8 @@ def home_with_blobs(folder: Path) -> Path:
 
 
 def steps_of_a_participation(home: Path, secure_sum: str) -> int:
-    transport = Mortal(small(secure_sum), NEVER)
-    assert toy_device(transport, home, secure_sum=secure_sum, min_group=3).participate().outcome is Outcome.UPLOADED
+    transport = Mortal(toy_services(secure_sum=secure_sum == "required"), NEVER)
+    assert toy_device(transport, home, secure_sum=secure_sum).participate().outcome is Outcome.UPLOADED
     return next(transport.steps)
 
 
@@ -90,7 +78,7 @@ def test_a_participation_that_dies_anywhere_is_resumed_or_given_up(secure_sum: s
     home = home_with_blobs(tmp_path)
     given_up = 0
     for dies_after in range(steps_of_a_participation(home, secure_sum)):
-        services = small(secure_sum)
+        services = toy_services(secure_sum=secure_sum == "required")
         with pytest.raises(Killed):
             live(services, home, secure_sum, dies_after=dies_after).participate()
         device = live(services, home, secure_sum)
@@ -125,7 +113,7 @@ def died_at(call: str, home: Path, services: FakeServices, secure_sum: str = "re
 
 
 def test_a_session_that_joined_a_masked_group_is_given_up_and_told(tmp_path: Path) -> None:
-    services = FakeServices()
+    services = toy_services()
     died_at("Share", tmp_path, services)
     ended = toy_device(FakeTransport(services), tmp_path).participate()
     assert (ended.outcome, ended.reason, ended.round) == (Outcome.STOPPED, "PROCESS_DIED", 1)
@@ -136,7 +124,7 @@ def test_a_session_that_joined_a_masked_group_is_given_up_and_told(tmp_path: Pat
 
 
 def test_an_acknowledged_report_is_an_upload_also_where_the_process_died(tmp_path: Path) -> None:
-    services = FakeServices()
+    services = toy_services()
     died_at("Unmask", tmp_path, services)
     ended = toy_device(FakeTransport(services), tmp_path).participate()
     assert ended.outcome is Outcome.UPLOADED
@@ -152,7 +140,7 @@ def test_secrets_of_masks_are_never_on_disk(tmp_path: Path) -> None:
         drawn.append(os.urandom(count))
         return drawn[-1]
 
-    services = FakeServices()
+    services = toy_services()
 
     class Dying(FakeTransport):
         async def upload(self, request: Upload) -> Message:
@@ -172,7 +160,7 @@ def test_secrets_of_masks_are_never_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_session_whose_time_has_passed_is_given_up(tmp_path: Path) -> None:
-    services = FakeServices(secure_sum=False)
+    services = toy_services(secure_sum=False)
     died_at("CheckIn", tmp_path, services, "allowed")
     died_at("Join", tmp_path, services, "allowed")
     path = tmp_path / "session.json"
@@ -184,7 +172,7 @@ def test_a_session_whose_time_has_passed_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("began", [4e9, 0.0])
 def test_a_clock_that_is_wrong_by_years_gives_up_and_goes_on(began: float, tmp_path: Path) -> None:
-    services = FakeServices(secure_sum=False)
+    services = toy_services(secure_sum=False)
     died_at("Join", tmp_path, services, "allowed")
     path = tmp_path / "session.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"began": began}))
@@ -196,11 +184,11 @@ def test_a_clock_that_is_wrong_by_years_gives_up_and_goes_on(began: float, tmp_p
 @pytest.mark.parametrize("content", [b"", b"{", b'{"assignment": 3}', b"\xff" * 40, b"[]"])
 def test_a_damaged_record_of_a_session_counts_as_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "session.json").write_bytes(content)
-    assert toy_device(FakeTransport(), tmp_path).participate().outcome is Outcome.UPLOADED
+    assert toy_device(toy_transport(), tmp_path).participate().outcome is Outcome.UPLOADED
 
 
 def test_what_a_process_sent_before_it_died_is_on_the_next_receipt(tmp_path: Path) -> None:
-    services = FakeServices()
+    services = toy_services()
     died_at("Share", tmp_path, services)
     device = toy_device(FakeTransport(services), tmp_path)
     ended = device.participate()

@@ -13,7 +13,7 @@ from fedrecon.device_sdk.testing.toy_plan import FILE, toy_plan_file
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.wire import manifests
 from support import device_bundle
-from support.toy_devices import toy_device
+from support.toy_devices import toy_device, toy_transport
 
 
 def test_the_kept_toy_plan_is_the_hand_made_one() -> None:
@@ -27,7 +27,7 @@ def test_the_kept_toy_plan_is_the_hand_made_one() -> None:
 
 def test_a_device_with_its_strict_floors_reports_under_a_secure_sum() -> None:
     transport = FakeTransport()
-    ended = toy_device(transport).participate()
+    ended = toy_device(transport, min_group=20).participate()
     assert (ended.outcome, ended.shape) == (Outcome.UPLOADED, "-v[]+^"), ended
     (masked,) = transport.services.reports
     assert np.frombuffer(masked, np.uint8).std() > 60  # 255 / sqrt(12) = 74 where all bytes are alike
@@ -49,7 +49,7 @@ def test_a_strict_device_refuses_what_would_be_seen() -> None:
     "name", ["CheckIn", "Fetch", "Join", "Share", "UploadStatus", "Upload", "Unmask", "FinishSession"]
 )
 def test_a_lost_answer_changes_nothing(name: str) -> None:
-    transport = FakeTransport()
+    transport = toy_transport()
     transport.losing = [name]
     ended = toy_device(transport).participate()
     assert ended.outcome is Outcome.UPLOADED, ended

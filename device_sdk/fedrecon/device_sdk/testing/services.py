@@ -47,7 +47,7 @@ from fedrecon.wire import chunks, manifests
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint
 
-MAXIMUM_REPORTS, MAXIMUM_WEIGHT, MINIMUM_GROUP = 100, 20, 20
+MAXIMUM_REPORTS, MAXIMUM_WEIGHT, GROUP = 100, 20, 20
 REPORT_MILLISECONDS = 60_000
 CHUNK_BYTES = 1 << 16
 
@@ -70,6 +70,7 @@ class FakeServices:
     Args:
         plan: what they run; the toy plan if not given.
         secure_sum: whether reports are masked; else the aggregator would see them.
+        group: how many devices a sum has, at least 3: all but one are played.
 
     Attributes:
         rejects: why check-ins are rejected; None: every device is assigned.
@@ -82,7 +83,7 @@ class FakeServices:
         assigned: what devices were asked to do.
     """
 
-    def __init__(self, plan: ToyPlan | None = None, *, secure_sum: bool = True) -> None:
+    def __init__(self, plan: ToyPlan | None = None, *, secure_sum: bool = True, group: int = GROUP) -> None:
         self.plan = plan or toy_plan()
         self.blobs = dict(self.plan.blobs)
         self.rejects: RejectionReason.ValueType | None = None
@@ -93,6 +94,7 @@ class FakeServices:
         self.finished: list[FinishSessionRequest] = []
         self.assigned: list[Assignment] = []
         self.change: Callable[[Assignment], None] = lambda _: None
+        self._group = group
         self._protocol = task_pb2.SUM_PROTOCOL_SECAGG_PLUS if secure_sum else task_pb2.SUM_PROTOCOL_TRUSTED
         self._sessions: dict[bytes, _Played] = {}
         self._rounds = itertools.count(1)
@@ -252,7 +254,7 @@ class FakeServices:
             ring_bits=32,
             maximum_reports=MAXIMUM_REPORTS,
             maximum_weight=MAXIMUM_WEIGHT,
-            minimum_group=MINIMUM_GROUP,
+            minimum_group=self._group,
         )
 
     def _fixed_point(self, assignment: Assignment) -> FixedPoint:
