@@ -22,9 +22,11 @@ from fedrecon.ops.conformance.report_scenes import report_complaints
 from fedrecon.ops.conformance.scenes import (
     AGAIN,
     LOCAL_FAILED,
+    LOCAL_TIMEOUT,
     OF_WORK,
     STOPPED_BEFORE_UPLOAD,
     STOPPED_LATE,
+    STOPPED_SOMEWHERE,
     TOO_LATE,
     UPLOAD_TIMEOUT,
     Complaints,
@@ -55,6 +57,8 @@ from fedrecon.wire.proofs import enrolment_transcript
 TICKET, TICKET_SECONDS = b"a place in the selection", 1
 WINDOW = RetryWindow(min_milliseconds=600, max_milliseconds=900)
 SHORT_SECONDS = 4
+SLACK_SECONDS = 5
+"""So late a call may arrive that was tried in time, on a machine that has much to do."""
 KEPT_BYTES = 10
 
 
@@ -163,7 +167,7 @@ def _went_there(play: Play) -> Complaints:
 def _in_time(play: Play) -> Complaints:
     assigned = play.transcript.of("CheckIn")[-1].moment
     for call in play.transcript.of(*OF_WORK):
-        if call.moment > assigned + SHORT_SECONDS + 1:  # a call takes a moment to arrive
+        if call.moment > assigned + SHORT_SECONDS + SLACK_SECONDS:
             yield f"{call.method} was tried {call.moment - assigned:.1f} s after an assignment of {SHORT_SECONDS} s"
             return
 
@@ -300,8 +304,8 @@ LINE_SCENES = (
         _in_time,
         _soon,
         every("Join", refuse(lost)),
-        outcomes=frozenset({UPLOAD_TIMEOUT}),
-        shape=STOPPED_LATE,
+        outcomes=frozenset({LOCAL_TIMEOUT, UPLOAD_TIMEOUT}),  # a slow device is still at work
+        shape=STOPPED_SOMEWHERE,
     ),
     Scene("a report becomes void", "void", once("Upload"), intercept=every("FinishSession", say(_VOID))),
 )

@@ -19,6 +19,7 @@ from fedrecon.v1.coordinator_pb2 import Assignment, SessionOutcome
 
 UPLOADED = coordinator_pb2.SESSION_OUTCOME_UPLOADED
 LOCAL_FAILED = coordinator_pb2.SESSION_OUTCOME_LOCAL_FAILED
+LOCAL_TIMEOUT = coordinator_pb2.SESSION_OUTCOME_LOCAL_TIMEOUT
 NOT_ELIGIBLE = coordinator_pb2.SESSION_OUTCOME_NOT_ELIGIBLE
 REFUSED = coordinator_pb2.SESSION_OUTCOME_REFUSED
 TOO_LATE = coordinator_pb2.SESSION_OUTCOME_TOO_LATE
@@ -28,6 +29,7 @@ GOOD_SHAPE = r"-v\[\]\+\^"
 STOPPED_AT_ONCE = r"-[!#]"
 STOPPED_BEFORE_UPLOAD = r"-v?\[?\]?[!#]"
 STOPPED_LATE = r"-v\[\]\+?[!#]"
+STOPPED_SOMEWHERE = r"-v?\[?\]?\+?[!#]"
 OF_WORK = ("Fetch", "Join", "Share", "UploadStatus", "Upload", "Unmask")
 MINIMUM_GROUP = 3
 AGAIN = 2
