@@ -16,7 +16,14 @@ from fedrecon.aggregator.group_events import Accepted
 from fedrecon.aggregator.summing import CODEC
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.v1 import aggregator_pb2
-from fedrecon.v1.aggregator_pb2 import CloseRequest, JoinRequest, OpenRequest, StatusRequest, UploadStatusRequest
+from fedrecon.v1.aggregator_pb2 import (
+    CloseRequest,
+    JoinRequest,
+    OpenRequest,
+    StatusRequest,
+    UploadStatusRequest,
+    WatchRequest,
+)
 from fedrecon.v1.common_pb2 import RoundKey
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.tensors import write_safetensors
@@ -193,6 +200,21 @@ async def test_of_two_that_believe_they_hold_a_group_one_can_write(pair: Pair) -
     ]
     merged = await pair.first.sums.Merge(merging(pair.checkpoint, groups), timeout=5)
     assert merged.sum_digest == digest_of(total_of([*before, *meanwhile]))
+
+
+async def test_a_coordinator_that_asks_the_old_aggregator_is_told_that_groups_have_moved(pair: Pair) -> None:
+    request = pair.request(0)
+    (group,) = await pair.open(pair.first, request)
+    watch = pair.first.sums.Watch(WatchRequest(round=part(0)), timeout=10)
+    assert (await watch.read()).groups[0].phase == aggregator_pb2.GROUP_PHASE_UPLOADING
+    pair.end_lease(pair.first)
+    await pair.open(pair.second, request)
+    await refused(in_part(0, 3)[0].upload(pair.first, group), grpc.StatusCode.ABORTED, "GROUP_MOVED")
+    await refused(watch.read(), grpc.StatusCode.ABORTED, "GROUP_MOVED")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await close(pair.first, 0)
+    assert caught.value.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND}, "moved, or let go of by now"
+    assert (await close(pair.second, 0, discard=True)).phase == aggregator_pb2.GROUP_PHASE_ABORTED
 
 
 async def test_an_aggregator_whose_lease_was_taken_lets_go_of_what_is_gone_and_keeps_the_rest(

@@ -259,3 +259,13 @@ def test_a_remover_that_was_killed_holds_nobody_up_for_good() -> None:
     age(another, another._condemned(digest), 0.2)
     assert another.put(CONTENT) == digest
     assert not another._store.exists(another._condemned(digest))
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_place_within_another_is_none_of_its_business(tmp_path: Path, kind: str) -> None:
+    place = str(tmp_path / "blobs") if kind == "local" else f"memory://{secrets.token_hex(8)}"
+    outer, inner = open_blobs(place), open_blobs(f"{place}/sums")
+    ours, theirs = outer.put(b"a checkpoint"), inner.put(b"a sealed sum")
+    assert [blob.digest for blob in outer.stored()] == [ours]
+    assert [blob.digest for blob in inner.stored()] == [theirs]
+    assert outer.size(theirs) is None

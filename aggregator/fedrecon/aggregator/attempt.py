@@ -44,6 +44,11 @@ class Attempt:
         """Whether all groups are closed or aborted."""
         return all(summing.group.ended for summing in self.summings)
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether another aggregator has groups of it, or the journal forgot them."""
+        return any(summing.lost for summing in self.summings)
+
     def holding(self, session: bytes) -> Summing | None:
         """Returns the group that has a session's report, acknowledged or on its way."""
         return next((one for one in self.summings if one.digest_of(session) is not None), None)

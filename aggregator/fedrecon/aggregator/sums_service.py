@@ -33,6 +33,7 @@ from fedrecon.aggregator.merging import (
 from fedrecon.aggregator.messages import config_of, malformed, progress_of
 from fedrecon.aggregator.optimizers import Optimizer, OptimizerStateMismatchError
 from fedrecon.aggregator.privacy import Mechanism
+from fedrecon.aggregator.refusals import taken_over
 from fedrecon.aggregator.secure_sum import DamagedSumError
 from fedrecon.aggregator.summing import Storage
 from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
@@ -103,6 +104,8 @@ class SumsService(SumsServicer):
         del context
         attempt = self._attempts.find(request.round)
         await asyncio.gather(*(one.end(discard=request.discard) for one in attempt.summings))
+        if attempt.has_moved:
+            raise taken_over()
         self._staging.drop_part(attempt.config.key)
         return CloseResponse(groups=progress_of(attempt))
 
@@ -114,6 +117,8 @@ class SumsService(SumsServicer):
         try:
             while True:
                 version = attempt.version
+                if attempt.has_moved:
+                    raise taken_over()
                 yield WatchResponse(groups=progress_of(attempt))
                 if attempt.ended:
                     return

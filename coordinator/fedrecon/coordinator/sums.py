@@ -34,6 +34,7 @@ CLOSE_SECONDS = 60.0
 WATCH_SECONDS = 300.0
 MERGE_SECONDS = 600.0
 STATUS_SECONDS = 2.0
+_GROUP_MOVED = "GROUP_MOVED"
 
 
 class SumsAway(Exception):  # noqa: N818 - named for what it says
@@ -49,7 +50,7 @@ class SumsRefused(Exception):  # noqa: N818 - the same
 
     Attributes:
         reason: Its stable word.
-        is_unknown: Whether it does not know the attempt.
+        is_unknown: Whether it does not know the attempt, or not any more: another one may.
     """
 
     def __init__(self, reason: str, message: str, *, is_unknown: bool = False) -> None:
@@ -120,6 +121,5 @@ def _translated() -> Iterator[None]:
         passing = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED}
         if explained is None or error.code() in passing:
             raise SumsAway(f"{error.code().name}: {error.details()}") from error
-        raise SumsRefused(
-            explained.reason, explained.message, is_unknown=error.code() is grpc.StatusCode.NOT_FOUND
-        ) from error
+        is_unknown = error.code() is grpc.StatusCode.NOT_FOUND or explained.reason == _GROUP_MOVED
+        raise SumsRefused(explained.reason, explained.message, is_unknown=is_unknown) from error
