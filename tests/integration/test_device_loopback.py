@@ -130,6 +130,9 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
     def Recommend(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         raise AssertionError("a device never sends examples to be served")
 
+    def FindSimilar(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        raise AssertionError("a device never asks a server what is alike")
+
 
 @pytest.fixture(scope="module")
 def plan() -> Any:

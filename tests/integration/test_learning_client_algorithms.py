@@ -151,7 +151,7 @@ def declare_penalised() -> FederatedModel:
         metrics={"loss": Metric(loss, 25.0)},
         bounds={"item_vectors.weight": 0.5},
         vocabularies={"item_vectors.weight": films.ITEMS},
-        reconstruction=Ridge("rating", iterations=10),
+        reconstruction=Ridge("rating"),
         score=lambda prediction: prediction[:, 0],
     )
 

@@ -105,8 +105,8 @@ def test_limits_that_exclude_the_default_are_refused() -> None:
 def test_a_ridge_that_may_be_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="smallest ridge must be positive"):
         Ridge("rating", Hyperparameter(1.0, 0.0, 10.0))
-    with pytest.raises(ValueError, match="at least 1 iteration"):
-        Ridge("rating", iterations=0)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        Ridge("rating", most_steps=0)
 
 
 def test_a_schedule_without_examples_in_a_batch_is_refused() -> None:

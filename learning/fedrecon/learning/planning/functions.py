@@ -17,12 +17,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fedrecon.learning.model import FederatedModel, Tensors
+from fedrecon.learning.planning.solving import RIGHT, SCALE, SYSTEM
 from fedrecon.learning.planning.values import Function
 from fedrecon.learning.reconstruction import RECONSTRUCT_RIDGE, Ridge
-
-# What divisors of the conjugate gradient have more: once the residual is exactly 0 there is nothing left to do, and
-# 0 / 0 must not spoil the answer. Far below any residual that matters, far above the smallest float32.
-SMALLEST_DIVISOR = 1e-30
 
 
 def _parameters(model: FederatedModel, tensors: Tensors) -> dict[str, Tensor]:
@@ -33,11 +30,12 @@ def _fields(model: FederatedModel, tensors: Tensors) -> dict[str, Tensor]:
     return {each.name: tensors[f"field.{each.name}"] for each in model.fields}
 
 
-def ridge(model: FederatedModel) -> Function:
-    """Returns reconstruction in closed form: `mask` `[examples]` -> `reconstructed.NAME`.
+def normal_equations(model: FederatedModel) -> Function:
+    """Returns the system whose solution is the change of the local parameters by ridge: see `solving`.
 
-    The design matrix is read off the model: row i is the gradient of score i with respect to the local
-    parameters, which for a linear model is the same everywhere.
+    `mask` `[examples]` -> `system` `[width, width]`, of diagonal 1, `right` and `scale` `[1, width]`: the change is
+    `solution * scale`. The design matrix is read off the model: row i is the gradient of score i with respect to the
+    local parameters, which for a linear model is the same everywhere.
 
     Args:
         model: whose reconstruction is `Ridge`.
@@ -74,50 +72,11 @@ def ridge(model: FederatedModel) -> Function:
             )
             origin = torch.cat([value.reshape(-1, 1) for value in start.values()])
             gram, right = gram + pull, right - pull @ origin
-        change = conjugate_gradient(
-            gram,
-            right,
-            tensors[f"hyperparameter.{RECONSTRUCT_RIDGE}"],
-            algorithm,
-        )
-        pieces = torch.split(change.squeeze(1), widths)
-        return {
-            f"reconstructed.{name}": start[name] + piece.reshape(shape)
-            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
-        }
+        system = gram + tensors[f"hyperparameter.{RECONSTRUCT_RIDGE}"] * torch.eye(sum(widths))
+        scale = torch.diagonal(system).rsqrt().unsqueeze(0)
+        return {SYSTEM: scale * system * scale.T, RIGHT: right.T * scale, SCALE: scale}
 
     return function
-
-
-def conjugate_gradient(gram: Tensor, right: Tensor, ridge_weight: Tensor, algorithm: Ridge) -> Tensor:
-    """Returns x with (gram + ridge * identity) x = right, by unrolled preconditioned conjugate gradient.
-
-    The diagonal preconditioner is applied once, from both sides, and every sum of a vector and a multiple of another is
-    one `addmm`: ONNX Runtime takes longer to call an operator than to compute it on so few numbers, and a step has
-    eight.
-
-    Args:
-        gram: symmetric positive semi-definite `[width, width] float32`.
-        right: `[width, 1] float32`.
-        ridge_weight: positive scalar.
-        algorithm: gives the number of iterations.
-    """
-    system = gram + ridge_weight * torch.eye(len(gram))
-    scale = torch.diagonal(system).rsqrt().unsqueeze(0)
-    system = scale * system * scale.T
-    smallest = torch.full((1, 1), SMALLEST_DIVISOR)
-    residual = right.T * scale
-    solution, direction = torch.zeros_like(residual), residual
-    product = torch.addmm(smallest, residual, residual.T)
-    for _ in range(algorithm.iterations):
-        image = direction @ system
-        length = product / torch.addmm(smallest, direction, image.T)
-        solution = torch.addmm(solution, length, direction)
-        residual = torch.addmm(residual, length, image, alpha=-1)
-        next_product = torch.addmm(smallest, residual, residual.T)
-        direction = torch.addmm(residual, next_product / product, direction)
-        product = next_product
-    return (solution * scale).T
 
 
 def predict(model: FederatedModel) -> Function:

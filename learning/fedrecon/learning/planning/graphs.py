@@ -2,6 +2,7 @@
 
 Rules:
 - The gradient steps of `reconstruct` and `update` are one loop (`loops`); without steps parameters pass unchanged.
+- A ridge reconstruction is a loop that ends when it is exact (`solving`).
 - A graph takes only the inputs that it uses.
 - Row-sparse parameters come as any number of rows, with fields numbered accordingly: with all rows and plain row
   numbers the graphs are dense, with the rows of `touch` they are sparse.
@@ -12,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from fedrecon.learning.model import FederatedModel
-from fedrecon.learning.planning import functions, steps, values
+from fedrecon.learning.planning import functions, solving, steps, values
 from fedrecon.learning.planning.export import IR_VERSION, OPSET, declare, export
 from fedrecon.learning.planning.loops import descend
 from fedrecon.learning.planning.values import Value
-from fedrecon.learning.reconstruction import RECONSTRUCT_RIDGE, GradientSteps
+from fedrecon.learning.reconstruction import RECONSTRUCT_RIDGE, GradientSteps, Ridge
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.plan_pb2 import GraphRole
 from fedrecon.wire.manifests import role_names
@@ -120,14 +122,46 @@ def reconstruct(model: FederatedModel) -> PlanGraph:
             for value in outputs
         ]
         return _finish(plan_pb2.GRAPH_ROLE_RECONSTRUCT, inputs, (*outputs, values.losses), nodes)
+    assert isinstance(model.reconstruction, Ridge)  # noqa: S101 - there are two kinds
     inputs = (
         *values.parameters(model),
         *values.fields(model.fields),
         values.example_mask,
         values.hyperparameter(RECONSTRUCT_RIDGE),
     )
-    nodes = export("reconstruct", functions.ridge(model), inputs, outputs)
+    width = sum(value.numel() for value in model.local_parameters.values())
+    found = tuple(
+        Value(name, plan_pb2.VALUE_SOURCE_UNSPECIFIED, "", torch.float32, shape)
+        for name, shape in (
+            (solving.SYSTEM, (width, width)),
+            (solving.RIGHT, (1, width)),
+            (solving.SCALE, (1, width)),
+        )
+    )
+    nodes = export("reconstruct", functions.normal_equations(model), inputs, found)
+    nodes += solving.solve(width, model.reconstruction.most_steps)
+    nodes += _changed(model, outputs)
     return _finish(plan_pb2.GRAPH_ROLE_RECONSTRUCT, inputs, outputs, nodes)
+
+
+def _changed(model: FederatedModel, outputs: Sequence[Value]) -> list[NodeProto]:
+    """Returns the nodes that change each local parameter by its part of the solution."""
+    local = model.local_parameters
+    widths = np.array([value.numel() for value in local.values()], dtype=np.int64)
+    parts = [f"change.{name}" for name in local]
+    nodes = [
+        helper.make_node("Mul", [solving.SOLUTION, solving.SCALE], ["change"]),
+        helper.make_node("Constant", [], ["widths"], value=numpy_helper.from_array(widths)),
+        helper.make_node("Split", ["change", "widths"], parts, axis=1),
+    ]
+    for part, output, value in zip(parts, outputs, local.values(), strict=True):
+        extents = numpy_helper.from_array(np.array(value.shape, dtype=np.int64))
+        nodes += [
+            helper.make_node("Constant", [], [f"extents.{part}"], value=extents),
+            helper.make_node("Reshape", [part, f"extents.{part}"], [f"shaped.{part}"]),
+            helper.make_node("Add", [values.parameter(model, output.reference).name, f"shaped.{part}"], [output.name]),
+        ]
+    return nodes
 
 
 def update(model: FederatedModel) -> PlanGraph:
