@@ -286,6 +286,8 @@ def test_a_job_takes_turns_by_itself_until_it_is_stopped(caplog: pytest.LogCaptu
 
 
 def test_a_job_outlives_examples_that_fail(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "fedrecon.device_sdk")
+
     class Broken(Slow):
         def count(self) -> int:
             raise KeyError("the app's own mistake")
