@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WEB := device_sdk/web
+PLAYGROUND := inference/fedrecon/inference/playground
 ROOMS := aggregator benchmarks coordinator datasets device_sdk inference learning ops protos
 
 DATA ?=
@@ -31,7 +32,10 @@ proto: ## Compile the protos again after a change
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e ./device_sdk
 
 .PHONY: web
-web: $(WEB)/dist/fedrecon.js ## Build the web SDK: a bundle and ONNX Runtime's WebAssembly, for any page
+web: $(PLAYGROUND)/fedrecon.js ## Build the web SDK: a bundle and ONNX Runtime's WebAssembly, for any page
+
+$(PLAYGROUND)/fedrecon.js: $(WEB)/dist/fedrecon.js
+	cp $(WEB)/dist/fedrecon.js.LEGAL.txt $(WEB)/dist/*.wasm $(WEB)/dist/fedrecon.js $(PLAYGROUND)
 
 $(WEB)/node_modules/.installed: $(WEB)/package.json $(WEB)/package-lock.json
 	@command -v npm > /dev/null || { echo "The web SDK needs node 20 and npm. Debian: apt-get install nodejs npm"; exit 1; }

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import http.client
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,3 +221,24 @@ async def test_a_newer_checkpoint_takes_the_place_of_the_one_before(deployment: 
     )
     assert stale.status == 200
     assert digest_of(stale.body).hex() == now["recommender"]["digest"]
+
+
+async def test_the_playground_is_a_page_that_may_load_nothing_from_elsewhere(deployment: Deployment) -> None:
+    page = await ask(deployment, "/")
+    assert page.status == 200
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    named = re.findall(r'(?:src|href)="(/[^"]+)"', page.body.decode())
+    assert len(named) >= 2
+    for path in named:
+        packed = await ask(deployment, path, headers={"Accept-Encoding": "gzip"})
+        plain = await ask(deployment, path)
+        assert (packed.status, plain.status) == (200, 200)
+        assert gzip.decompress(packed.body) == plain.body
+        assert (await ask(deployment, path, headers={"If-None-Match": plain.headers["etag"]})).status == 304
+    for wrong in ("/playground/../http_face.py", "/playground/%2e%2e/http_face.py", "/playground/nothing.js"):
+        assert (await ask(deployment, wrong)).status == 404
+    live = (await ask(deployment, "/v1/tasks")).told
+    assert live == {"tasks": [{"task": "films", "round": 3}]}

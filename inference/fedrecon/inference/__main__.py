@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.http_face import HttpFace
 from fedrecon.inference.model_threads import ModelThreads
+from fedrecon.inference.pages import Playground
 from fedrecon.inference.service import InferenceService
 from fedrecon.inference.settings import InferenceSettings
 from fedrecon.ops.blob_service import BlobService
@@ -42,7 +43,7 @@ async def start(service: Service[InferenceSettings]) -> None:
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
     if settings.inference_http_port >= 0:
         face = HttpFace(catalogue, blobs, recommending)
-        service.add_http(face.routes(), settings.inference_http_port, "inference_http_port")
+        service.add_http([*face.routes(), *Playground().routes()], settings.inference_http_port, "inference_http_port")
     service.run("follow tasks", catalogue.follow())
     service.run("keep what is served", catalogue.keep_served(settings.blobs_grace_hours * 3600 / _REFRESHED))
 

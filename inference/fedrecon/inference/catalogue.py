@@ -135,8 +135,11 @@ class Catalogue:
 
     def serves(self, digest: bytes) -> bool:
         """Returns whether a blob is a file of something live."""
-        live = [followed.publication for followed in self._followed.values() if followed.publication is not None]
-        return any(digest in {each.recommender.digest, each.vocabulary.digest} for each in live)
+        return any(digest in {each.recommender.digest, each.vocabulary.digest} for each in self.all_live())
+
+    def all_live(self) -> list[Publication]:
+        """Returns what is live, of all tasks."""
+        return [followed.publication for followed in self._followed.values() if followed.publication is not None]
 
     async def follow(self) -> None:
         """Follows all tasks of the coordinator, until it is cancelled."""

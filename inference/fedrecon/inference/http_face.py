@@ -2,7 +2,8 @@
 
 | | |
 |---|---|
-| `GET /v1/tasks/TASK` | what is live: digests, sizes and where the files are |
+| `GET /v1/tasks` | tasks with something live |
+| `GET /v1/tasks/TASK` | what is live: fields, digests, sizes and where the files are |
 | `GET /v1/tasks/TASK/recommender.onnx`, `.items` | the files that are live |
 | `GET /v1/blobs/DIGEST` | the same by digest: a file that never changes |
 | `POST /v1/tasks/TASK/recommend` | opt-in: recommends to a user whose examples come along |
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -66,6 +68,7 @@ class HttpFace:
     def routes(self) -> list[BaseRoute]:
         """Returns what is answered."""
         return [
+            Route("/v1/tasks", self.tasks),
             Route("/v1/tasks/{task}", self.live),
             Route("/v1/tasks/{task}/recommender.onnx", self.recommender),
             Route("/v1/tasks/{task}/recommender.items", self.items),
@@ -75,12 +78,19 @@ class HttpFace:
             Route("/openapi.json", self.openapi),
         ]
 
+    async def tasks(self, request: Request) -> Response:
+        """Names the tasks that have something live."""
+        del request
+        told = [{"task": live.task, "round": live.round} for live in self._catalogue.all_live()]
+        return JSONResponse({"tasks": told}, headers={"cache-control": _ASK_AGAIN})
+
     async def live(self, request: Request) -> Response:
         """Names what is live."""
         live = self._live(request)
         told = {
             "task": live.task,
             "round": live.round,
+            "fields": [asdict(each) for each in live.answering.fields],
             "recommender": _file(live.recommender),
             "items": _file(live.vocabulary),
             "checkpoint_digest": live.checkpoint.digest.hex(),

@@ -24,12 +24,38 @@ _FILE = {
     "required": ["digest", "size", "path"],
     "properties": {"digest": _HEXADECIMAL, "size": {"type": "integer"}, "path": {"type": "string"}},
 }
+_TASKS = {
+    "type": "object",
+    "required": ["tasks"],
+    "properties": {
+        "tasks": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["task", "round"],
+                "properties": {"task": {"type": "string"}, "round": {"type": "integer"}},
+            },
+        }
+    },
+}
+_TAKEN_FIELD = {
+    "type": "object",
+    "required": ["name", "vocabulary", "minimum", "maximum", "role"],
+    "properties": {
+        "name": {"type": "string"},
+        "vocabulary": {"type": "string", "description": "whose keys it holds; empty: numbers"},
+        "minimum": {"type": ["number", "null"]},
+        "maximum": {"type": ["number", "null"]},
+        "role": {"enum": ["input", "target"]},
+    },
+}
 _LIVE = {
     "type": "object",
-    "required": ["task", "round", "recommender", "items", "checkpoint_digest", "plan_digest"],
+    "required": ["task", "round", "fields", "recommender", "items", "checkpoint_digest", "plan_digest"],
     "properties": {
         "task": {"type": "string"},
         "round": {"type": "integer"},
+        "fields": {"type": "array", "items": _TAKEN_FIELD},
         "recommender": _FILE,
         "items": _FILE,
         "checkpoint_digest": _HEXADECIMAL,
@@ -53,7 +79,7 @@ def describe_api() -> dict[str, Any]:
     task, key = _parameter("task", "path"), _parameter("key", "path")
     digest = {**_parameter("digest", "path"), "schema": _HEXADECIMAL}
     count = {**_parameter("count", "query"), "required": False, "schema": {"type": "integer", "minimum": 1}}
-    schemas: dict[str, Any] = {"Live": _LIVE, "Refusal": _REFUSAL}
+    schemas: dict[str, Any] = {"Live": _LIVE, "Refusal": _REFUSAL, "Tasks": _TASKS}
     for message in (RecommendRequest, RecommendResponse, FindSimilarResponse):
         _note(message.DESCRIPTOR, schemas)
     del schemas["RecommendRequest"]["properties"]["task"]  # it is in the path
@@ -62,6 +88,7 @@ def describe_api() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "fedrecon inference", "version": version("fedrecon")},
         "paths": {
+            "/v1/tasks": {"get": _operation("Tasks with something live", [], _json("Tasks"))},
             "/v1/tasks/{task}": {"get": _operation("What is live", [task], _json("Live"))},
             "/v1/tasks/{task}/recommender.onnx": {"get": _operation("The live ONNX file", [task], _binary())},
             "/v1/tasks/{task}/recommender.items": {"get": _operation("Its vocabulary", [task], _binary())},
