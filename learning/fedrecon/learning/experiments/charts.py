@@ -96,6 +96,10 @@ class Comparison:
     form: str = ".3f"
 
 
+_LEAST_POINTS = 2.0
+"""Percentage points that an axis covers at least: differences of a few users' words must not look like findings."""
+
+
 def draw_lines(panels: Sequence[Panel], title: str, subtitle: str, path: Path) -> None:
     """Draw panels of lines side by side.
 
@@ -115,6 +119,8 @@ def draw_lines(panels: Sequence[Panel], title: str, subtitle: str, path: Path) -
             )
         if panel.limits is not None:
             axes.set_ylim(*panel.limits)
+        elif panel.percent:
+            _keep_small_differences_small(axes)
         if panel.x_ticks is not None:
             axes.set_xticks(panel.x_ticks, [f"{tick:g}" for tick in panel.x_ticks])
         axes.set_xlabel(panel.x_label, color=INK, fontsize=9)
@@ -173,6 +179,13 @@ def _plain(axes: Axes, title: str, value_axis: str) -> None:
     axes.grid(visible=True, axis="y" if value_axis == "y" else "x", color=GRID, linewidth=0.8)
     axes.tick_params(colors=INK, labelsize=8.5, length=0)
     axes.set_axisbelow(True)
+
+
+def _keep_small_differences_small(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    missing = _LEAST_POINTS - (high - low)
+    if missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def _name_outside(axes: Axes, panel: Panel) -> None:

@@ -13,6 +13,7 @@ Source: Singhal et al. 2021, Federated Reconstruction, sections 5.1.2, 5.2 and a
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from fedrecon.learning.experiments.reporting import (
     mean_and_spread,
     write_csv,
 )
-from fedrecon.learning.models.next_word import OOV_EMBEDDING
+from fedrecon.learning.models.next_word import BATCH_SIZE, OOV_EMBEDDING
 from fedrecon.ops.printing import print_json
 
 Rows = tuple[Mapping[str, Cell], ...]
@@ -242,7 +243,8 @@ def figure_5(results: Mapping[Job, Result], setting: Setting) -> Report:
 def figure_6(results: Mapping[Job, Result], setting: Setting) -> Report:
     """Draw accuracy against reconstruction steps, at the smallest vocabulary."""
     found = {steps: results[Job(with_steps(steps), SMALLEST)] for steps in RECONSTRUCT_STEPS}
-    label = "reconstruction steps of 16 sentences, in training and evaluation"
+    in_a_pass = math.ceil(setting.size.sentences / 2 / BATCH_SIZE)
+    label = f"reconstruction steps at most; one pass over half of a user's sentences has {in_a_pass}"
     _draw_measures(found, label, "How many steps of reconstruction it takes", setting, "figure-6")
     title = f"Figure 6: reconstruction steps, {setting.source}"
     return _report_along(found, Column("k_r", "k_r", "d"), title, results)
