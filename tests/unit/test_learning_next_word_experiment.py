@@ -22,6 +22,7 @@ from fedrecon.learning.experiments.next_word_rows import (
     Rates,
     Size,
     Tuning,
+    few_steps,
     with_buckets,
     with_steps,
 )
@@ -31,6 +32,7 @@ from fedrecon.learning.experiments.protocol import Choice, ProtocolError, digest
 from fedrecon.learning.models.next_word import NEXT, OOV_EMBEDDING, TOKENS, OovEmbeddings
 from fedrecon.learning.simulation import Evaluation
 from fedrecon.v1 import task_pb2
+from fedrecon.wire import schedules
 
 
 @pytest.fixture
@@ -119,10 +121,21 @@ def test_evaluations_split_by_time_whatever_training_does() -> None:
         assert work_of(learner, Rates(), evaluates=evaluates).split == task_pb2.SPLIT_RULE_BY_TIME
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (1, 1), (100, 1)])
-def test_reconstruction_takes_as_many_steps_as_asked_for(steps: int, epochs: int) -> None:
-    schedule = work_of(with_steps(steps).learner, Rates(), evaluates=True).reconstruct_schedule
-    assert (schedule.epochs, schedule.maximum_steps) == (epochs, steps)
+@pytest.mark.parametrize("steps", [0, 1, 2, 10])
+def test_figures_take_exactly_as_many_steps_as_they_say(steps: int) -> None:
+    work = work_of(few_steps(steps, 2).learner, Rates(), evaluates=True)
+    for schedule, wanted in ((work.reconstruct_schedule, steps), (work.update_schedule, 2)):
+        for examples in (1, 16, 17, 200):
+            assert len(schedules.order(np.arange(examples), schedule)[0]) == wanted, (
+                "who has few sentences goes over them again"
+            )
+    assert work_of(with_steps(steps).learner, Rates(), evaluates=True).reconstruct_schedule.maximum_steps == steps
+
+
+def test_tables_take_one_pass() -> None:
+    work = work_of(FEDRECON.learner, Rates(), evaluates=True)
+    for schedule in (work.reconstruct_schedule, work.update_schedule):
+        assert [len(schedules.order(np.arange(examples), schedule)[0]) for examples in (1, 17, 10_000)] == [1, 2, 100]
 
 
 @pytest.mark.parametrize("size", [QUICK, FULL])

@@ -31,7 +31,7 @@ Data = Annotated[
 ]
 
 TABLES, FIGURES = (1, 3), (3, 4)
-NEXT_WORD_TABLES, NEXT_WORD_FIGURES = (2, 4), (2, 5, 6)
+NEXT_WORD_TABLES, NEXT_WORD_FIGURES = (2, 4), (2, 3, 5, 6)
 QUICK_USERS, QUICK_ITEMS, QUICK_WRITERS = 200, 120, 60
 
 
@@ -126,7 +126,8 @@ def next_word(
     tables, figures = tuple(table or ()), tuple(figure or ())
     if not (tables or figures) or not (set(tables) <= {*NEXT_WORD_TABLES} and set(figures) <= {*NEXT_WORD_FIGURES}):
         raise UserMistake(
-            "State what to run.", "Choose among --table 2, --table 4, --figure 2, --figure 5 and --figure 6."
+            "State what to run.",
+            "Choose among --table 2, --table 4, --figure 2, --figure 3, --figure 5 and --figure 6.",
         )
     if quick and full_size:
         raise UserMistake("--quick and --full-size exclude each other.")

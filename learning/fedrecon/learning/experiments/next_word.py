@@ -1,10 +1,11 @@
-"""`fedrecon experiment next-word`: the paper's tables 2 and 4 and figures 2, 5 and 6 on Stack Exchange text.
+"""`fedrecon experiment next-word`: tables 2 and 4 and figures 2, 3, 5 and 6 of the paper on Stack Exchange text.
 
 What ours show:
 - Table 2: accuracy of every method at three vocabularies, on users never trained on.
 - Table 4: bytes that a client sends and receives in a round: 2|g| for FedRecon, 2|g| + 2|l| where all is shared.
 - Figure 2: accuracy against the size of the vocabulary, and, at the smallest one, against what all devices have
   communicated.
+- Figure 3: accuracy of FedRecon against the steps of reconstruction and of update.
 - Figure 5: accuracy of FedRecon against the number of OOV buckets.
 - Figure 6: accuracy of FedRecon against the steps of reconstruction, in training and evaluation.
 
@@ -13,7 +14,6 @@ Source: Singhal et al. 2021, Federated Reconstruction, sections 5.1.2, 5.2 and a
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +31,10 @@ from fedrecon.learning.experiments.next_word_rows import (
     PAPER_VOCABULARIES,
     RECONSTRUCT_STEPS,
     TABLE_2,
+    UPDATE_STEPS,
     Size,
     Tuning,
+    few_steps,
     with_buckets,
     with_steps,
 )
@@ -46,7 +48,7 @@ from fedrecon.learning.experiments.reporting import (
     mean_and_spread,
     write_csv,
 )
-from fedrecon.learning.models.next_word import BATCH_SIZE, OOV_EMBEDDING
+from fedrecon.learning.models.next_word import OOV_EMBEDDING
 from fedrecon.ops.printing import print_json
 
 Rows = tuple[Mapping[str, Cell], ...]
@@ -141,7 +143,7 @@ def run_next_word(tables: Sequence[int], figures: Sequence[int], setting: Settin
 
     Args:
         tables: 2 and 4, as asked for.
-        figures: 2, 5 and 6, as asked for.
+        figures: 2, 3, 5 and 6, as asked for.
         setting: what was asked for.
     """
     reports: dict[str, Report] = {}
@@ -154,6 +156,8 @@ def run_next_word(tables: Sequence[int], figures: Sequence[int], setting: Settin
         reports["table-4"] = table_4(setting)
     if 2 in figures:  # noqa: PLR2004 the number of a figure
         reports["figure-2"] = figure_2(results, setting)
+    if 3 in figures:  # noqa: PLR2004 the number of a figure
+        reports["figure-3"] = figure_3(results, setting)
     if 5 in figures:  # noqa: PLR2004 the number of a figure
         reports["figure-5"] = figure_5(results, setting)
     if 6 in figures:  # noqa: PLR2004 the number of a figure
@@ -231,6 +235,38 @@ def figure_2(results: Mapping[Job, Result], setting: Setting) -> Report:
     return Report(title, CURVE_COLUMNS, rows, (WHAT_ACCURACY_IS,))
 
 
+def figure_3(results: Mapping[Job, Result], setting: Setting) -> Report:
+    """Draw accuracy against the steps of reconstruction and of update, at the smallest vocabulary."""
+    found = {steps: results[Job(few_steps(*steps), SMALLEST)] for steps in _grid()}
+    places = [float(steps) for steps in RECONSTRUCT_STEPS]
+
+    def lines(metric: str) -> tuple[Line, ...]:
+        return tuple(
+            Line(
+                f"{update} update step{'s' if update > 1 else ''}",
+                places,
+                [_accuracy(found[steps, update], metric) for steps in RECONSTRUCT_STEPS],
+            )
+            for update in UPDATE_STEPS
+        )
+
+    label = "reconstruction steps of 16 sentences, in training and evaluation"
+    titles = {"right": "accuracy: OOV buckets may be chosen, too", "right_among_words": "accuracy among words"}
+    draw_lines(
+        [Panel(over, label, lines(metric), x_ticks=tuple(places), percent=True) for metric, over in titles.items()],
+        "What one step of reconstruction recovers",
+        f"{setting.source}, test users, {next(iter(found.values())).words} words, {_seeds(setting)}",
+        setting.folder / "figure-3.png",
+    )
+    rows: Rows = tuple(
+        {**_cells(results, result.job), "k_r": reconstruct, "k_u": update}
+        for (reconstruct, update), result in found.items()
+    )
+    counted = (Column("k_r", "k_r", "d"), Column("k_u", "k_u", "d"))
+    columns = (Column("row", "row"), *counted, *TABLE_2_COLUMNS[1:5], Column("seeds"))
+    return Report(f"Figure 3: steps of both kinds, {setting.source}", columns, rows, (WHAT_ACCURACY_IS,))
+
+
 def figure_5(results: Mapping[Job, Result], setting: Setting) -> Report:
     """Draw accuracy against the number of OOV buckets, at the smallest vocabulary."""
     found = {buckets: results[Job(with_buckets(buckets), SMALLEST)] for buckets in BUCKETS}
@@ -243,8 +279,7 @@ def figure_5(results: Mapping[Job, Result], setting: Setting) -> Report:
 def figure_6(results: Mapping[Job, Result], setting: Setting) -> Report:
     """Draw accuracy against reconstruction steps, at the smallest vocabulary."""
     found = {steps: results[Job(with_steps(steps), SMALLEST)] for steps in RECONSTRUCT_STEPS}
-    in_a_pass = math.ceil(setting.size.sentences / 2 / BATCH_SIZE)
-    label = f"reconstruction steps at most; one pass over half of a user's sentences has {in_a_pass}"
+    label = "reconstruction steps of 16 sentences, in training and evaluation"
     _draw_measures(found, label, "How many steps of reconstruction it takes", setting, "figure-6")
     title = f"Figure 6: reconstruction steps, {setting.source}"
     return _report_along(found, Column("k_r", "k_r", "d"), title, results)
@@ -257,11 +292,18 @@ def _report_along(found: Mapping[int, Result], column: Column, title: str, resul
     return Report(title, columns, rows, (WHAT_ACCURACY_IS,))
 
 
+def _grid() -> list[tuple[int, int]]:
+    """Returns the steps of reconstruction and of update that figure 3 has."""
+    return [(reconstruct, update) for update in UPDATE_STEPS for reconstruct in RECONSTRUCT_STEPS]
+
+
 def _jobs(tables: Sequence[int], figures: Sequence[int]) -> list[Job]:
     """Returns the jobs that the experiments need, each once."""
     jobs: list[Job] = []
     if 2 in tables or 2 in figures:  # noqa: PLR2004 the number of a table and of a figure
         jobs += [Job(row, place) for place in ALL_PLACES for row in TABLE_2]
+    if 3 in figures:  # noqa: PLR2004 the number of a figure
+        jobs += [Job(few_steps(*steps), SMALLEST) for steps in _grid()]
     if 5 in figures:  # noqa: PLR2004 the number of a figure
         jobs += [Job(with_buckets(buckets), SMALLEST) for buckets in BUCKETS]
     if 6 in figures:  # noqa: PLR2004 the number of a figure

@@ -82,17 +82,29 @@ class Learner:
         oov: whose their embeddings are.
         optimizer: of the reconstruction.
         reconstruct_steps: of 16 sentences, in training and evaluation, at most; 0: embeddings stay as drawn.
+        update_steps: of 16 sentences, in training, at most.
+        again: whether who has fewer sentences than the steps take goes over them again.
     """
 
     oov_buckets: int
     oov: OovEmbeddings = OovEmbeddings.LOCAL
     optimizer: ClientOptimizer = field(default_factory=Sgd)
     reconstruct_steps: int = MAXIMUM_STEPS
+    update_steps: int = MAXIMUM_STEPS
+    again: bool = False
 
     @property
     def reconstruct_schedule(self) -> Schedule:
-        """One pass over the support set, no longer than allowed."""
-        return Schedule(BATCH_SIZE, epochs=min(self.reconstruct_steps, 1), maximum_steps=self.reconstruct_steps)
+        """One pass over the support set, or as many as the steps take."""
+        return self._schedule(self.reconstruct_steps)
+
+    @property
+    def update_schedule(self) -> Schedule:
+        """One pass over the query set, or as many as the steps take."""
+        return self._schedule(self.update_steps)
+
+    def _schedule(self, steps: int) -> Schedule:
+        return Schedule(BATCH_SIZE, epochs=steps if self.again else min(steps, 1), maximum_steps=steps)
 
 
 class Tuning(Enum):
@@ -138,6 +150,7 @@ TABLE_2 = (
 
 BUCKETS = (1, 20, 100, 500)
 RECONSTRUCT_STEPS = (0, 1, 2, 5, 10)
+UPDATE_STEPS = (1, 2, 5, 10)
 
 
 def with_buckets(buckets: int) -> Row:
@@ -147,5 +160,11 @@ def with_buckets(buckets: int) -> Row:
 
 
 def with_steps(steps: int) -> Row:
-    """Give the row of FedRecon with so many reconstruction steps, in training and evaluation."""
-    return Row(f"FedRecon, 500 OOV, k_r = {steps}", Learner(500, reconstruct_steps=steps))
+    """Give the row of FedRecon with exactly so many reconstruction steps, in training and evaluation."""
+    return Row(f"FedRecon, 500 OOV, k_r = {steps}", Learner(500, reconstruct_steps=steps, again=True))
+
+
+def few_steps(reconstruct: int, update: int) -> Row:
+    """Give the row of FedRecon with exactly so many steps of each kind."""
+    learner = Learner(500, reconstruct_steps=reconstruct, update_steps=update, again=True)
+    return Row(f"FedRecon, 500 OOV, k_r = {reconstruct}, k_u = {update}", learner)

@@ -187,7 +187,7 @@ def work_of(learner: Learner, rates: Rates, *, evaluates: bool) -> task_pb2.Loca
         support_fraction=0.5,
         minimum_examples=2,
         reconstruct_schedule=_message(learner.reconstruct_schedule),
-        update_schedule=_message(Schedule(BATCH_SIZE, epochs=1, maximum_steps=MAXIMUM_STEPS)),
+        update_schedule=_message(learner.update_schedule),
         hyperparameters={UPDATE_RATE: rates.update, RECONSTRUCT_RATE: rates.reconstruct},
     )
 
