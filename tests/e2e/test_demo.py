@@ -42,6 +42,7 @@ def run_demo(folder: Path, *arguments: str, **variables: str) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.slow  # CI runs `make demo` beside the tests
 def test_the_demo_ends_with_a_recommender_and_nothing_running(tmp_path: Path) -> None:
     blobs = tmp_path / "blobs elsewhere"
     summary = run_demo(tmp_path, "--rounds", "3", FEDRECON_BLOBS_URL=str(blobs))
