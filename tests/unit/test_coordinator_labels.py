@@ -42,5 +42,6 @@ def test_versions_that_devices_make_up_do_not_grow_without_end() -> None:
     versions = Versions()
     labels = {versions.note(f"1.{number}.0", number, 0)[0] for number in range(1_000)}
     assert len(labels) == 31
-    assert versions.note("1.0.0", 5_000, 0) == ("1.0.0", 2)
+    label, census = versions.note("1.0.0", 5_000, 0)
+    assert (label, census.devices) == ("1.0.0", 2)
     assert shape_label("-" * 64) == OTHER

@@ -34,8 +34,8 @@ class Versions:
 
     _censuses: dict[str, Census] = field(default_factory=dict)
 
-    def note(self, version: str, number: int, now: int) -> tuple[str, int]:
-        """Notes a call, and returns the version's label and about how many devices it has.
+    def note(self, version: str, number: int, now: int) -> tuple[str, Census]:
+        """Notes a call, and returns the version's label and its devices.
 
         Args:
             version: What the device says.
@@ -48,4 +48,4 @@ class Versions:
             label = OTHER
         census = self._censuses.setdefault(label, Census())
         census.note(number, now)
-        return label, census.devices
+        return label, census

@@ -25,6 +25,7 @@ class Measures:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._versions = Versions()
+        self._told_versions: set[str] = set()
 
     def note_check_in(self, outcome: str, task: str = _NO_TASK) -> None:
         """Counts an answered check-in.
@@ -43,8 +44,10 @@ class Measures:
             device: Hash of its key.
             now: Unix milliseconds.
         """
-        label, devices = self._versions.note(version, device, now)
-        self._metrics.device_versions.labels(version=label).set(devices)
+        label, census = self._versions.note(version, device, now)
+        if label not in self._told_versions:  # estimated when somebody looks: at every call it would cost a fifth of it
+            self._told_versions.add(label)
+            self._metrics.device_versions.labels(version=label).set_function(lambda: census.devices)
 
     def note_finishes(self, finishes: Iterable[Finish]) -> None:
         """Counts sessions that ended."""
