@@ -3,31 +3,11 @@
  * `node use_playground.mjs CHROMIUM ADDRESS SCREENSHOT KEY=LEVEL...`
  */
 
-import { chromium } from "playwright-core";
+import { watched } from "./watched.mjs";
 
 const [executablePath, address, screenshot, ...wanted] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath,
-  // As root, without a network: no sandbox, and nothing that looks for servers of its own.
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
-});
-try {
-  const page = await browser.newPage({ viewport: { width: 1200, height: 800 } });
-  const requests = [];
-  const complaints = [];
-  page.on("request", (request) =>
-    requests.push({ method: request.method(), url: request.url(), body: request.postData() }),
-  );
-  page.on("pageerror", (error) => complaints.push(String(error)));
-  page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
+const desk = { viewport: { width: 1200, height: 800 } };
+const seen = await watched(executablePath, desk, async (page, requests) => {
   await page.goto(address);
   await page.waitForSelector("#best li", { timeout: 120_000 });
   for (const [place, each] of wanted.entries()) {
@@ -54,7 +34,6 @@ try {
   const compared = await page.locator("#compared").textContent();
   await page.getByRole("button", { name: "Forget my ratings" }).click();
   await page.waitForFunction(() => document.querySelector("#computed").textContent.includes("without a rating"));
-  process.stdout.write(`${JSON.stringify({ best, requests, before, complaints, compared, isNarrow })}\n`);
-} finally {
-  await browser.close();
-}
+  return { best, before, compared, isNarrow };
+});
+process.stdout.write(`${JSON.stringify(seen)}\n`);
