@@ -36,6 +36,11 @@ class Rules:
     sampling_rate: float = 0.0
     tree: int | None = None
 
+    @property
+    def are_noted(self) -> bool:
+        """Whether it has to be kept who was drawn."""
+        return self.separation_milliseconds > 0 or self.tree is not None
+
 
 class Drawing:
     """Draws the cohorts of one task.
@@ -103,7 +108,7 @@ class Drawing:
                     self._refuse(device, "this attempt samples other devices")
                 continue
             unclear = [device for device in drawn if device not in self._cleared]
-            if not unclear:
+            if not unclear or not rules.are_noted:
                 return drawn
             whys = await asyncio.gather(*(self._note(device, rules) for device in unclear))
             for device, why in zip(unclear, whys, strict=True):
