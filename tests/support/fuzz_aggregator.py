@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -103,10 +103,12 @@ class World:
         folder: for its files; nobody else's.
         proves: whether sessions must be proved.
         stage: of the masked group; None for a trusted sum.
+        has_ended: whether the sum takes no more reports, and can be merged.
     """
 
-    def __init__(self, folder: Path, *, proves: bool, stage: Stage | None) -> None:
+    def __init__(self, folder: Path, *, proves: bool, stage: Stage | None, has_ended: bool = False) -> None:
         self._folder = folder
+        self._has_ended = has_ended
         self._proves = proves
         self._stage = stage
         self._snapshots = Snapshots(folder / "own", SEAL_KEY, LocalBlobs(folder / "sums"))
@@ -144,6 +146,8 @@ class World:
                 await self._build_trusted()
             else:
                 await self._build_masked(self._stage)
+            if self._has_ended:
+                await self.sums.Close(CloseRequest(round=ROUND), None)
         self.before = self.state()
 
     async def _build_trusted(self) -> None:
@@ -391,25 +395,34 @@ def sums_subjects(world: World) -> list[Subject]:
         "Grow": (GrowRequest, [grow], 0.3),
     }
 
-    def feed_of(name: str, kind: type[Message]) -> Callable[[Parts], Any]:
-        async def feed(parts: Parts) -> Verdict:
-            messages = parse(parts[:1], kind)
-            answer = None if messages is None else await ask(getattr(world.sums, name), messages)
-            return await _judged(world, answer, may_change=True)
+    return [_sums_subject(world, f"sums: {name}", name, *seed) for name, seed in seeds.items()]
 
-        return feed
 
-    return [
-        Subject(
-            f"sums: {name}",
-            (SUMS + name,),
-            kind,
-            tuple([message.SerializeToString()] for message in messages),
-            feed_of(name, kind),
-            share,
-        )
-        for name, (kind, messages, share) in seeds.items()
-    ]
+def merge_subject(world: World) -> Subject:
+    """Returns the merge of a sum that has ended: whatever it is bent to, it writes blobs alone."""
+    assert world.attempts is not None
+    group = world.attempts.find(ROUND).summings[0].group.group
+    seed = merging(world.checkpoint, [group])
+    return _sums_subject(world, "ended: Merge", "Merge", MergeRequest, [seed], 1.0, may_change=False)
+
+
+def _sums_subject(
+    world: World,
+    title: str,
+    name: str,
+    kind: type[Message],
+    messages: list[Any],
+    share: float,
+    *,
+    may_change: bool = True,
+) -> Subject:
+    async def feed(parts: Parts) -> Verdict:
+        given = parse(parts[:1], kind)
+        answer = None if given is None else await ask(getattr(world.sums, name), given)
+        return await _judged(world, answer, may_change=may_change)
+
+    seeds = tuple([message.SerializeToString()] for message in messages)
+    return Subject(title, (SUMS + name,), kind, seeds, feed, share)
 
 
 async def build_all(folder: Path) -> tuple[list[World], list[Subject]]:
@@ -426,7 +439,8 @@ async def build_all(folder: Path) -> tuple[list[World], list[Subject]]:
         await world.build()
         worlds.append(world)
         made += subjects(world, situation)
-    closed = World(folder / "sums", proves=False, stage=None)
-    await closed.build()
-    worlds.append(closed)
-    return worlds, made + sums_subjects(closed)
+    opened = World(folder / "sums", proves=False, stage=None)
+    ended = World(folder / "ended", proves=False, stage=None, has_ended=True)
+    for world in (opened, ended):
+        await world.build()
+    return [*worlds, opened, ended], [*made, *sums_subjects(opened), merge_subject(ended)]

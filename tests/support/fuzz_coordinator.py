@@ -319,7 +319,8 @@ class _Proved:
 def _proved_part(method: str, content: bytes) -> Any:
     message: Any = KINDS[method].FromString(content)
     if method.startswith(COORDINATOR) or method.endswith(("Renew", "Forget")):
-        message.credentials.ClearField("signature" if method.endswith("FinishSession") else "mac")
+        has_mac = method.endswith(("FinishSession", "Locate"))
+        message.credentials.ClearField("signature" if has_mac else "mac")
     return message
 
 

@@ -182,6 +182,7 @@ def test_a_state_of_something_else_is_refused(rule: str) -> None:
         ("yogi", "second_momentum", math.nan),
         ("adagrad", "adaptivity", 0.0),
         ("adam", "initial_accumulator", -1.0),
+        ("adam", "initial_accumulator", 1e300),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused_by_name(rule: str, name: str, value: float) -> None:

@@ -24,7 +24,6 @@ with none, as for every other state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +46,9 @@ State = Mapping[str, NDArray[Any]]
 FIRST_MOMENT = "first_moment/"
 SECOND_MOMENT = "second_moment/"
 REMAINDER = "remainder/"
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of a number that a rule is given: what is kept has 32 bits."""
 
 _SecondMoment = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
@@ -215,8 +217,8 @@ def _adaptive(
     _check_positive("rate", rate)
     _check_share("momentum", momentum)
     _check_positive("adaptivity", adaptivity)
-    if not 0.0 <= initial_accumulator < math.inf:
-        raise ValueError(f"initial_accumulator {initial_accumulator} must be finite and >= 0")
+    if not 0.0 <= initial_accumulator <= _LARGEST:
+        raise ValueError(f"initial_accumulator {initial_accumulator} must be >= 0 and at most {_LARGEST:.3g}")
 
     def init(parameters: Parameters) -> dict[str, NDArray[np.float32]]:
         return _moments(FIRST_MOMENT, parameters, 0.0) | _moments(SECOND_MOMENT, parameters, initial_accumulator)
@@ -288,8 +290,8 @@ def _check_state(
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{name} {value} must be finite and > 0")
+    if not 0.0 < value <= _LARGEST:
+        raise ValueError(f"{name} {value} must be > 0 and at most {_LARGEST:.3g}")
 
 
 def _check_share(name: str, value: float) -> None:
