@@ -127,6 +127,39 @@ def test_variables_of_kubernetes_services_are_ignored(monkeypatch: pytest.Monkey
     assert (settings.film_port, settings.metrics_port) == (7000, 0)
 
 
+def test_secrets_are_read_from_files_that_are_called_like_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "FEDRECON_SEAL_KEY").write_text(f"{KEY}\n")
+    (tmp_path / "fedrecon_round_token_key").write_text("1f" * 32)
+    (tmp_path / "somebody_elses").write_text("not ours")
+    (tmp_path / "..data").mkdir()  # as Kubernetes mounts them
+    monkeypatch.setenv("FEDRECON_SECRETS_FOLDER", str(tmp_path))
+    settings = load_settings(Settings)
+    assert settings.seal_key_bytes == bytes.fromhex(KEY)
+    assert settings.round_token_key.get_secret_value() == "1f" * 32
+    monkeypatch.setenv("FEDRECON_SEAL_KEY", "2f" * 32)
+    assert load_settings(Settings).seal_key_bytes == bytes.fromhex("2f" * 32)
+
+
+def test_a_misspelt_file_of_a_secret_is_wrong_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "FEDRECON_SEALKEY").write_text(KEY)
+    monkeypatch.setenv("FEDRECON_SECRETS_FOLDER", str(tmp_path))
+    assert problems() == ("FEDRECON_SEALKEY: there is no such setting; did you mean FEDRECON_SEAL_KEY?",)
+
+
+def test_a_wrong_secret_in_a_file_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "FEDRECON_SEAL_KEY").write_text("hunter2")
+    monkeypatch.setenv("FEDRECON_SECRETS_FOLDER", str(tmp_path))
+    assert "hunter2" not in problems()[0]
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDRECON_SECRETS_FOLDER", str(tmp_path / "none"))
+    with pytest.raises(UserMistake, match="FEDRECON_SECRETS_FOLDER="):
+        load_settings(Settings)
+
+
 def test_each_wrong_value_has_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDRECON_LOG_LEVEL", "loud")
     monkeypatch.setenv("FEDRECON_METRICS_PORT", "70000")

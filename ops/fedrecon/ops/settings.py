@@ -6,6 +6,8 @@ Rules:
 - Variables that Kubernetes makes for a service called `fedrecon-...` (`FEDRECON_X_SERVICE_HOST`,
   `FEDRECON_X_PORT=tcp://...`) are none of ours and are ignored.
 - Secrets are `SecretStr` and are never shown; a password inside a URL is masked.
+- Any variable may be a file of that name in `FEDRECON_SECRETS_FOLDER`, as Compose and Kubernetes mount secrets: the
+  environment, which processes pass on and show, need not hold them. The environment wins.
 - Rooms subclass `Settings` in a module that imports nothing heavy, and register the class in the entry point group
   `fedrecon.settings`: the known names are the union over all rooms.
 """
@@ -30,6 +32,7 @@ from fedrecon.ops.operators import read_operators
 
 PREFIX = "FEDRECON_"
 ENTRY_POINT_GROUP = "fedrecon.settings"
+SECRETS_FOLDER = "FEDRECON_SECRETS_FOLDER"
 
 NAMES_BESIDE_SETTINGS = frozenset({"FEDRECON_DATA"})
 """Variables that are ours and belong to no service: the folder of the public data sets."""
@@ -90,6 +93,9 @@ class Settings(BaseSettings):
         24.0, ge=1, description="age below which no blob is removed; inference refreshes in time what it serves"
     )
     home: Path = Field(Path("./.fedrecon"), description="folder of the local stack")
+    secrets_folder: Path | None = Field(
+        None, description="folder of files that are called like variables and hold their values, such as /run/secrets"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="form of log lines; auto is console on a terminal and json elsewhere"
@@ -138,17 +144,22 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments, then the environment without Kubernetes' own variables, and nothing else."""
+        """Read arguments, then the environment without Kubernetes' own variables, then files of secrets."""
         del settings_cls, dotenv_settings, file_secret_settings
         if isinstance(env_settings, EnvSettingsSource):
             env_settings.env_vars = {
-                name: value
-                for name, value in env_settings.env_vars.items()
-                if value is None or not is_service_link(name.upper(), value)
+                **{name.lower(): value for name, value in secret_variables(os.environ).items()},
+                **{
+                    name: value
+                    for name, value in env_settings.env_vars.items()
+                    if value is None or not is_service_link(name.upper(), value)
+                },
             }
         return init_settings, env_settings
 
-    @field_validator("tls_certificate", "tls_key", "tls_client_authority", "tls_server_authority", mode="before")
+    @field_validator(
+        "secrets_folder", "tls_certificate", "tls_key", "tls_client_authority", "tls_server_authority", mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None
@@ -235,6 +246,31 @@ def is_service_link(name: str, value: str) -> bool:
     return name.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value) is not None
 
 
+def secret_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Read the variables that are files.
+
+    Args:
+        environment: Names their folder, if there is one.
+
+    Returns:
+        Values by name in capitals; without the white space around them, which editors leave.
+
+    Raises:
+        UserMistake: The folder, or a file in it, cannot be read.
+    """
+    folder = environment.get(SECRETS_FOLDER, "")
+    if not folder:
+        return {}
+    try:
+        found = sorted(path for path in Path(folder).iterdir() if path.name.upper().startswith(PREFIX))
+        return {path.name.upper(): path.read_text().strip() for path in found}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserMistake(
+            f"{SECRETS_FOLDER}={folder}: the secrets there cannot be read: {error}.",
+            "Name a folder whose files this user may read, called like variables: FEDRECON_SEAL_KEY, for example.",
+        ) from error
+
+
 def variable_of(field: str) -> str:
     """The environment variable of a field."""
     return PREFIX + field.upper()
@@ -311,7 +347,7 @@ def read_settings(settings_class: type[SettingsType], **overrides: object) -> tu
     Returns:
         The settings, with the default in place of every wrong value; and one sentence for each wrong variable.
     """
-    problems = tuple(misspelt_variables(os.environ, settings_class))
+    problems = tuple(misspelt_variables({**secret_variables(os.environ), **os.environ}, settings_class))
     try:
         return settings_class(**overrides), problems  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
