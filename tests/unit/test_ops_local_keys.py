@@ -26,6 +26,29 @@ def test_a_key_that_was_replaced_is_still_accepted(tmp_path: Path, monkeypatch: 
     assert (tmp_path / KEYS_FILE).stat().st_mode & 0o777 == 0o600
 
 
+def test_keys_of_a_deployment_are_files_that_settings_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "deployment" / "secrets"
+    assert main(["keys", "new", "--out", str(folder)]) == 0
+    made = {path.name: path.read_text() for path in folder.iterdir()}
+    assert made.keys() == {"FEDRECON_SEAL_KEY", "FEDRECON_ROUND_TOKEN_KEY", "FEDRECON_LEDGER_KEY"}
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    monkeypatch.setenv("FEDRECON_SECRETS_FOLDER", str(folder))
+    settings = load_settings(Settings)
+    assert settings.seal_key.get_secret_value() == made["FEDRECON_SEAL_KEY"]
+    assert settings.ledger_key_bytes == bytes.fromhex(made["FEDRECON_LEDGER_KEY"])
+    assert len({*made.values()}) == 3
+
+
+def test_keys_of_a_deployment_that_are_there_stay(tmp_path: Path) -> None:
+    assert main(["keys", "new", "--out", str(tmp_path)]) == 0
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    (tmp_path / "FEDRECON_LEDGER_KEY").unlink()
+    assert main(["keys", "new", "--out", str(tmp_path)]) == 0
+    after = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert after | before == after | {"FEDRECON_LEDGER_KEY": before["FEDRECON_LEDGER_KEY"]}
+    assert after["FEDRECON_SEAL_KEY"] == before["FEDRECON_SEAL_KEY"]
+
+
 def test_names_in_ledgers_stay_also_where_they_had_no_key_of_their_own(tmp_path: Path) -> None:
     old, seal = "ab" * 32, "cd" * 32
     (tmp_path / KEYS_FILE).write_text(f'{{"FEDRECON_SEAL_KEY": "{seal}", "FEDRECON_ROUND_TOKEN_KEY": "{old}"}}')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from fedrecon.ops.durable_files import sync_folder
+from fedrecon.ops.durable_files import make_folder, sync_folder
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import KEY_BYTES, Settings, variable_of
 
@@ -27,6 +27,29 @@ def make_keys(home: Path) -> None:
     """Make the keys of a home that has none, whole or not at all."""
     if not (home / KEYS_FILE).exists():
         _write(home, {variable_of(name): secrets.token_hex(KEY_BYTES) for name in _MADE})
+
+
+def write_key_files(folder: Path) -> list[Path]:
+    """Write the keys of a deployment as files that are called like variables, for `FEDRECON_SECRETS_FOLDER`.
+
+    Args:
+        folder: Where they lie; it is made if need be. A key that is there stays.
+
+    Returns:
+        The files that were made now.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    make_folder(folder)
+    made = []
+    for name in _MADE:
+        path = folder / variable_of(name)
+        if path.exists():
+            continue
+        _write_private(path, secrets.token_hex(KEY_BYTES))
+        made.append(path)
+    return made
 
 
 def rotate_keys(home: Path) -> None:
@@ -53,12 +76,16 @@ def rotate_keys(home: Path) -> None:
 
 
 def _write(home: Path, content: dict[str, str]) -> None:
-    path = home / KEYS_FILE
-    partial = path.with_name(f"{path.name}.partial")
+    _write_private(home / KEYS_FILE, json.dumps(content))
+
+
+def _write_private(path: Path, content: str) -> None:
+    """Writes a file for its owner alone, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(content, file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
