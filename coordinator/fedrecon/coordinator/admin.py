@@ -20,12 +20,12 @@ from fedrecon.coordinator.collecting import Collector
 from fedrecon.coordinator.draining import AggregatorDrained, AggregatorUndrained
 from fedrecon.coordinator.editing import find_checkpoint, require_appended, require_editable
 from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
+from fedrecon.coordinator.histories import Histories, messages_of, points_of
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
 from fedrecon.coordinator.messages import (
     audit_messages,
     checkpoint_messages,
     draining_messages,
-    round_message,
     task_message,
 )
 from fedrecon.coordinator.plans import load_plan
@@ -34,13 +34,13 @@ from fedrecon.coordinator.reading import Reader
 from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.round_events import Blob, IllegalEvent
-from fedrecon.coordinator.round_state import Phase, Round
+from fedrecon.coordinator.round_state import Phase, Round, Seen
 from fedrecon.coordinator.specs import InvalidSpec
 from fedrecon.coordinator.sums import SumsAway, SumsRefused
 from fedrecon.coordinator.tasks import State, TaskCancelled, TaskEdited, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.callers import current_caller
+from fedrecon.ops.callers import current_caller, current_role
 from fedrecon.ops.journal import Append, HistoryCompacted, StaleWriter
 from fedrecon.ops.operators import Role
 from fedrecon.v1 import admin_pb2
@@ -54,10 +54,12 @@ from fedrecon.wire.digests import DigestMismatchError
 LARGEST_BLOB_BYTES = 8 << 30
 _SPOOLED_BYTES = 16 << 20
 _DEFAULT_LIMIT = 100
+_DEFAULT_POINTS = 200
 _LARGEST_LIMIT = 1_000
 """Rounds that one call reads: `before_round` goes on from there."""
 _WATCH_MILLISECONDS = 10_000
-_PROGRESS_MILLISECONDS = 500
+_LOOK_MILLISECONDS: dict[Phase | None, int] = {Phase.SELECTING: 2_000, Phase.REPORTING: 500}
+"""How often a watcher looks at what no event tells: devices that wait, and reports that came."""
 _AGGREGATOR_RETRY = (500, 5_000)
 _UNKNOWN_OPERATOR = "unauthenticated"
 
@@ -67,12 +69,14 @@ ROLES = {
             "GetTask",
             "ListTasks",
             "ListRounds",
+            "GetHistory",
             "ExplainRound",
             "WatchTask",
             "ListCheckpoints",
             "GetPrivacy",
             "ListAudit",
             "ListAggregators",
+            "GetCaller",
         ),
         Role.VIEWER,
     ),
@@ -108,6 +112,7 @@ class AdminService(AdminServicer):
         self._stopping = stopping
         self._reader = Reader(roster.around.journal)
         self._collector = Collector(roster.around)
+        self._histories = Histories(roster.around.journal)
 
     async def PutBlob(  # noqa: N802 - the contract's name, as all that follow
         self, request_iterator: AsyncIterator[admin_pb2.PutBlobRequest], context: Any
@@ -223,9 +228,17 @@ class AdminService(AdminServicer):
         listed: list[admin_pb2.Round] = []
         while number >= 1 and len(listed) < limit:
             found = await ledger.load_round(self._around.journal, request.task, number)
-            listed += reversed(_messages_of(found))
+            listed += reversed(messages_of(found))
             number -= 1
         return admin_pb2.ListRoundsResponse(rounds=listed[:limit])
+
+    async def GetHistory(self, request: admin_pb2.GetHistoryRequest, context: Any) -> admin_pb2.GetHistoryResponse:  # noqa: N802
+        """Tells how rounds went over a task's life, in at most so many points."""
+        del context
+        task, _ = await self._known(request.task)
+        figures = await self._histories.read(request.task, task.committed)
+        points = min(request.points or _DEFAULT_POINTS, _LARGEST_LIMIT)
+        return admin_pb2.GetHistoryResponse(points=points_of(figures, points))
 
     async def ExplainRound(  # noqa: N802
         self, request: admin_pb2.ExplainRoundRequest, context: Any
@@ -245,7 +258,7 @@ class AdminService(AdminServicer):
             )
         entries = await ledger.load_round_entries(self._around.journal, request.task, request.round)
         return admin_pb2.ExplainRoundResponse(
-            attempts=_messages_of(found),
+            attempts=messages_of(found),
             story=stories.tell_all((entry.at, entry.event) for entry in entries),
         )
 
@@ -311,6 +324,12 @@ class AdminService(AdminServicer):
         del request, context
         listed = await asyncio.gather(*map(self._aggregator, self._around.aggregators.targets))
         return admin_pb2.ListAggregatorsResponse(aggregators=listed)
+
+    async def GetCaller(self, request: admin_pb2.GetCallerRequest, context: Any) -> admin_pb2.GetCallerResponse:  # noqa: N802
+        """Tells who calls, and what it may do."""
+        del request, context
+        role = admin_pb2.OperatorRole.Value(f"OPERATOR_ROLE_{current_role.get().name}")
+        return admin_pb2.GetCallerResponse(name=_operator(), role=role)
 
     async def DrainAggregator(  # noqa: N802
         self, request: admin_pb2.DrainAggregatorRequest, context: Any
@@ -438,23 +457,22 @@ class AdminService(AdminServicer):
         attempt = found.last
         if attempt is None and task.committed:
             attempt = (await self._reader.round(name, task.committed)).last
-        return task_message(task, version, attempt, self._reports(name, attempt))
+        return task_message(task, version, attempt, self._seen(name, attempt))
 
-    def _reports(self, name: str, attempt: Round | None) -> int | None:
-        """What the runner in this process has heard of an attempt that is reporting."""
+    def _seen(self, name: str, attempt: Round | None) -> Seen | None:
+        """What the runner in this process knows of an attempt that is under way."""
         runner = self._roster.ready_runner(name)
-        if runner is None or attempt is None or attempt.phase is not Phase.REPORTING:
+        if runner is None or attempt is None:
             return None
         running = runner.book.attempt
         is_same = running is not None and running.opened == attempt.opened
-        return runner.seen.reports if is_same else None
+        return runner.seen if is_same else None
 
     async def _wait_for_change(self, name: str, task_version: int, number: int, round_version: int) -> None:
         journal, clock = self._around.journal, self._around.clock
         runner = self._roster.ready_runner(name)
         attempt = None if runner is None else runner.book.attempt
-        reports = attempt is not None and attempt.phase is Phase.REPORTING
-        longest = _PROGRESS_MILLISECONDS if reports else _WATCH_MILLISECONDS
+        longest = _LOOK_MILLISECONDS.get(attempt.phase if attempt else None, _WATCH_MILLISECONDS)
         waits: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(journal.tail(name, TASK_STREAM, task_version, _WATCH_MILLISECONDS)),
             asyncio.ensure_future(journal.tail(name, round_stream(number), round_version, _WATCH_MILLISECONDS)),
@@ -470,12 +488,6 @@ class AdminService(AdminServicer):
             for each in waits:
                 each.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-
-
-def _messages_of(found: RoundAt) -> list[admin_pb2.Round]:
-    if found.summary is not None:
-        return found.summary.messages
-    return [round_message(attempt) for attempt in found.attempts]
 
 
 def _operator() -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fedrecon.coordinator import draining
 from fedrecon.coordinator.assignments import key_of, reference_to, session_kind_of
 from fedrecon.coordinator.draining import AggregatorDrained, AggregatorUndrained
 from fedrecon.coordinator.entries import Entry
+from fedrecon.coordinator.labels import shape_label
 from fedrecon.coordinator.round_events import Outcome
-from fedrecon.coordinator.round_state import Phase, Round
+from fedrecon.coordinator.round_state import Phase, Round, Seen
 from fedrecon.coordinator.tasks import (
     CheckpointCommitted,
     Event,
@@ -39,25 +42,38 @@ _PHASES = {
 }
 
 
-def round_message(attempt: Round, reports: int | None = None) -> admin_pb2.Round:
+def round_message(attempt: Round, seen: Seen | None = None) -> admin_pb2.Round:
     """Returns an attempt as operators see it.
 
     Args:
         attempt: The attempt.
-        reports: Reports acknowledged, where memory knows more than the journal.
+        seen: What memory knows of it beside the journal, if it is under way here.
     """
     message = admin_pb2.Round(
         key=key_of(attempt),
         kind=session_kind_of(attempt.kind),
         phase=_PHASES[attempt.phase],
         assigned=len(attempt.slots),
-        reported=_reported(attempt) if reports is None else reports,
+        reported=_reported(attempt),
         report_goal=attempt.terms.report_goal,
         cohort_size=attempt.terms.cohort_size,
         report_share=attempt.opened.report_share,
         opened_unix_milliseconds=attempt.opened_at,
         ended_unix_milliseconds=attempt.ended_at,
+        waiting=0 if attempt.assigned is None else attempt.assigned.waiting,
+        outcomes=Counter(finish.outcome.value for finish in attempt.finishes.values()),
+        shapes=Counter(shape_label(finish.shape) for finish in attempt.finishes.values()),
+        assigned_unix_milliseconds=attempt.assigned_at,
+        reporting_ended_unix_milliseconds=attempt.reporting_ended_at,
     )
+    if attempt.phase is Phase.SELECTING and seen is not None:
+        message.waiting = seen.waiting
+    if attempt.phase is Phase.REPORTING:
+        message.phase_ends_unix_milliseconds = attempt.reporting_ends
+        if seen is not None and seen.reports is not None:
+            message.reported = seen.reports
+    if attempt.phase is Phase.AGGREGATING:
+        message.phase_ends_unix_milliseconds = attempt.aggregating_ends
     if attempt.is_over:
         message.dropped = max(message.assigned - message.reported, 0)
     else:
@@ -76,25 +92,30 @@ def round_message(attempt: Round, reports: int | None = None) -> admin_pb2.Round
     return message
 
 
-def task_message(task: Task, version: int, attempt: Round | None, reports: int | None = None) -> admin_pb2.Task:
+def task_message(task: Task, version: int, attempt: Round | None, seen: Seen | None = None) -> admin_pb2.Task:
     """Returns a task as operators see it.
 
     Args:
         task: The task.
         version: Version of its stream.
         attempt: The attempt that runs, or the last one.
-        reports: Reports acknowledged in it, where memory knows more than the journal.
+        seen: What memory knows of it beside the journal, if it is under way here.
     """
     return admin_pb2.Task(
         spec=TaskSpec.FromString(task.spec),
         state=_STATES[task.state],
         reason=task.reason,
-        round=None if attempt is None else round_message(attempt, reports),
+        round=None if attempt is None else round_message(attempt, seen),
         committed=task.committed,
         abandoned=task.abandoned,
         checkpoint=reference_to(task.checkpoint),
         created_unix_milliseconds=task.created_at,
         version=version,
+        committed_unix_milliseconds=task.committed_at,
+        abandoned_in_a_row=task.abandoned_in_a_row,
+        retry_unix_milliseconds=task.retry_at if task.abandoned_in_a_row else 0,
+        leader=task.leader,
+        live_round=task.live_round,
     )
 
 

@@ -59,6 +59,7 @@ class Round:
         closed: Its sums.
         committed: What it made.
         abandoned: Why it was given up.
+        reporting_ended_at: When reporting ended with enough reports.
         moved: Where parts of it lie that do not lie where they were opened.
         by_device: Places of its cohort by the mark of their device.
         by_session: The same by their session.
@@ -76,6 +77,7 @@ class Round:
     closed: GroupsClosed | None = None
     committed: Committed | None = None
     abandoned: Abandoned | None = None
+    reporting_ended_at: int = 0
     moved: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     by_device: Mapping[bytes, Slot] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
     by_session: Mapping[bytes, Slot] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)

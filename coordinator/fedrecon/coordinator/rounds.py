@@ -119,7 +119,7 @@ def step(attempt: Round | None, event: Event, now: int) -> tuple[Round, tuple[Ef
             ends = {finish.session: finish for finish in event.finished}
             return replace(after, finishes=MappingProxyType({**attempt.finishes, **ends})), ()
         case ReportingEnded():
-            return replace(after, reporting_ended=event), (CloseGroups(),)
+            return replace(after, reporting_ended=event, reporting_ended_at=now), (CloseGroups(),)
         case GroupsClosed():
             after = replace(after, closed=event)
             return after, resume(after)

@@ -30,7 +30,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from fedrecon.ops.callers import Callers, UnknownTokenError, current_caller
+from fedrecon.ops.callers import Callers, UnknownTokenError, current_caller, current_role
 from fedrecon.ops.limits import Limits
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.metrics import Metrics
@@ -38,6 +38,7 @@ from fedrecon.ops.operators import Caller, Role
 from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow
 
 ERROR_METADATA = "fedrecon-error-bin"
+TOO_MANY_CALLS = "TOO_MANY_CALLS"
 _RETRY_SPREAD_MILLISECONDS = 2_000
 
 REFUSAL_CODES = frozenset(
@@ -129,7 +130,7 @@ def too_many_calls(who: str, seconds: float) -> Refusal:
     wait = math.ceil(seconds * 1000)
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "TOO_MANY_CALLS",
+        TOO_MANY_CALLS,
         f"This {who} calls too often.",
         "Come back when the retry window says.",
         retry_milliseconds=(wait, wait + _RETRY_SPREAD_MILLISECONDS),
@@ -325,7 +326,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                 "Set a deadline (`timeout=` in Python) on every call.",
             )
         if method.strip("/").partition("/")[0] in self.internal:
-            current_caller.set(self._known(method, context).name)
+            caller = self._known(method, context)
+            current_caller.set(caller.name)
+            current_role.set(caller.role)
 
     def _known(self, method: str, context: Any) -> Caller:
         """Return who makes a call that devices may not make, and may make it.
@@ -386,7 +389,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics.grpc_server_handled_total.labels(grpc_method=name, grpc_code=ending.code.name).inc()
         self._metrics.grpc_server_handling_seconds.labels(grpc_method=name).observe(seconds)
         # At thousands of calls a second only what is out of the ordinary is worth a line; who calls too often is not.
-        ordinary = ending.code is grpc.StatusCode.OK or ending.reason == "TOO_MANY_CALLS"
+        ordinary = ending.code is grpc.StatusCode.OK or ending.reason == TOO_MANY_CALLS
         note = _log.debug if ordinary else _log.info
         note("call ended", method=name, code=ending.code.name, reason=ending.reason, seconds=round(seconds, 6))
 

@@ -28,6 +28,9 @@ _LONGEST_NAME = 100
 current_caller: contextvars.ContextVar[str] = contextvars.ContextVar("current_caller", default="")
 """Name of who makes the call that is being answered; empty where nobody had to say."""
 
+current_role: contextvars.ContextVar[Role] = contextvars.ContextVar("current_role", default=Role.VIEWER)
+"""What it may do."""
+
 
 class UnknownTokenError(Exception):
     """The token that was shown is nobody's."""
