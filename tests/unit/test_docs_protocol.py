@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedrecon.aggregator import attempts, group_events, summing
 from fedrecon.aggregator.device_service import CODES
-from fedrecon.coordinator import draining, entries, forgotten, round_events, tasks
+from fedrecon.coordinator import draining, entries, forgotten, recommenders, round_events, tasks
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.session import CHECK_IN_SECONDS
 from fedrecon.ops.boundary import ERROR_METADATA
@@ -117,12 +117,13 @@ def test_the_aggregators_readme_names_its_reasons() -> None:
 
 def test_the_data_model_names_every_event_of_every_stream() -> None:
     told: dict[str, set[str]] = {}
-    for task, stream, _, events in list(rows_of(section("docs/data-model.md", "The journal")))[1:8]:
+    for task, stream, _, events in list(rows_of(section("docs/data-model.md", "The journal")))[1:9]:
         told[f"{task} {stream.split('`')[1]}"] = set(re.findall(r"`(\w+)`", events))
     assert told == {
         f"`{entries.REGISTRY_TASK}` {entries.REGISTRY_STREAM}": {entries.TaskRegistered.__name__},
         f"`{entries.REGISTRY_TASK}` {forgotten.STREAM}": {forgotten.KeyForgotten.__name__},
         f"NAME {entries.TASK_STREAM}": {event.__name__ for event in tasks.EVENT_TYPES},
+        f"NAME {entries.RECOMMENDERS_STREAM}": {event.__name__ for event in recommenders.EVENT_TYPES},
         f"NAME {entries.round_stream(7)}": {event.__name__ for event in round_events.EVENT_TYPES},
         f"`{attempts.REGISTRY_TASK}` {attempts.REGISTRY_STREAM}": {attempts.TaskJoined.__name__},
         f"`{entries.REGISTRY_TASK}` {draining.STREAM}": {

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fedrecon.coordinator import round_events, tasks
+from fedrecon.coordinator import recommenders, round_events, tasks
 from fedrecon.ops.journal.codec import Codec, UnreadableEvent
 
 Event = TypeVar("Event")
@@ -72,9 +72,11 @@ REGISTRY_TASK = "registry"
 
 REGISTRY_STREAM = "tasks"
 TASK_STREAM = "task"
+RECOMMENDERS_STREAM = "recommenders"
 
 registry_entries: Entries[TaskRegistered] = Entries(Codec(TaskRegistered))
 task_entries: Entries[tasks.Event] = Entries(Codec(*tasks.EVENT_TYPES))
+recommender_entries: Entries[recommenders.Event] = Entries(Codec(*recommenders.EVENT_TYPES))
 round_entries: Entries[round_events.Event] = Entries(Codec(*round_events.EVENT_TYPES))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from fedrecon.coordinator import ledger
+from fedrecon.coordinator import ledger, serving
 from fedrecon.coordinator.entries import TASK_STREAM, Entry, task_entries
 from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.tasks import CheckpointCommitted, Event, TaskEdited
@@ -92,7 +92,8 @@ async def _roots_of(journal: Journal, name: str, kept_checkpoints: int) -> tuple
         raise NamesUnknown(f"task {name!r} is registered, but its journal is empty: it went back to an older state")
     entries = [task_entries.decode(each) for each in ledger.task_records_of(history)]
     attempts = (await ledger.load_round(journal, name, task.number)).attempts
-    return (task, *_newest(entries, kept_checkpoints), *attempts)
+    served = (await serving.load(journal, name)).recommenders
+    return (task, served, *_newest(entries, kept_checkpoints), *attempts)
 
 
 def _newest(entries: Sequence[Entry[Event]], kept_checkpoints: int) -> Iterator[Event]:

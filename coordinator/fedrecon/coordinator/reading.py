@@ -9,8 +9,9 @@ condensed meanwhile, the whole is read again. Of a task's rounds only the two ne
 from __future__ import annotations
 
 from fedrecon.coordinator import ledger
-from fedrecon.coordinator.entries import TASK_STREAM, round_stream
+from fedrecon.coordinator.entries import RECOMMENDERS_STREAM, TASK_STREAM, round_stream
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
+from fedrecon.coordinator.serving import RecommendersAt, fold
 from fedrecon.ops.journal import HistoryCompacted, Journal
 
 _ROUNDS_KEPT = 2
@@ -27,6 +28,7 @@ class Reader:
         self._journal = journal
         self._tasks: dict[str, TaskAt] = {}
         self._rounds: dict[str, dict[int, RoundAt]] = {}
+        self._recommenders: dict[str, RecommendersAt] = {}
 
     async def task(self, name: str) -> TaskAt:
         """Returns a task as it stands; without one if there is none of that name."""
@@ -38,6 +40,14 @@ class Reader:
             at = await ledger.load_task(self._journal, name)
         if at.task is not None:
             self._tasks[name] = at
+        return at
+
+    async def recommenders(self, name: str) -> RecommendersAt:
+        """Returns what a task serves as it stands; its stream is never condensed."""
+        at = self._recommenders.get(name, RecommendersAt())
+        while recorded := await self._journal.tail(name, RECOMMENDERS_STREAM, at.version, 0):
+            at = fold(at, recorded)
+        self._recommenders[name] = at
         return at
 
     async def round(self, name: str, number: int) -> RoundAt:
