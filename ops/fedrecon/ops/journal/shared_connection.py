@@ -154,16 +154,26 @@ class SharedConnection:
 
     async def _send_all(self) -> None:
         while self._asked:
-            async for attempt in stamina.retry_context(
-                on=_is_passing,
-                attempts=None,
-                timeout=None,
-                wait_initial=_FIRST_PAUSE_SECONDS,
-                wait_max=_LONGEST_PAUSE_SECONDS,
-                wait_jitter=_FIRST_PAUSE_SECONDS,
-            ):
-                with attempt:
-                    await self._exchange()
+            try:
+                await self._exchange()
+            except Exception as error:
+                if not _is_passing(error):
+                    raise
+                await self._exchange_again()
+
+    async def _exchange_again(self) -> None:
+        """Send what stays asked until the server takes it. Made only then: it costs as much as an exchange."""
+        await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+        async for attempt in stamina.retry_context(
+            on=_is_passing,
+            attempts=None,
+            timeout=None,
+            wait_initial=_FIRST_PAUSE_SECONDS,
+            wait_max=_LONGEST_PAUSE_SECONDS,
+            wait_jitter=_FIRST_PAUSE_SECONDS,
+        ):
+            with attempt:
+                await self._exchange()
 
     async def _exchange(self) -> None:
         """Send what was asked first and hand out the answers. What has none yet stays asked.
