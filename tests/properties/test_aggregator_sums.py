@@ -99,7 +99,7 @@ async def sum_after(folder: Path, script: list[Upload | Restart]) -> tuple[set[i
 
     async def begin() -> tuple[Snapshots, Attempts]:
         snapshots = Snapshots(folder, bytes(32), LocalBlobs(folder / "sums"))
-        measures = Measures.create(Metrics.create("aggregator"))
+        measures = Measures(Metrics.create("aggregator"))
         holding = Holding(snapshots.holder, journal, clock)
         attempts = Attempts(Storage(journal, snapshots, clock, measures), protocol_of, 1_000, holding)
         await attempts.recover()

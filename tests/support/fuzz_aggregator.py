@@ -127,7 +127,7 @@ class World:
         if self.attempts is not None:
             await self.attempts.stop()
         self.journal, self.sent, self.spoken = CountingJournal(ManualClock(NOW)), Sent(), {}
-        clock, measures = ManualClock(NOW), Measures.create(Metrics.create("aggregator"))
+        clock, measures = ManualClock(NOW), Measures(Metrics.create("aggregator"))
         staging = Staging(STAGING_BYTES, time.monotonic, measures.pending_bytes.set)
         storage = Storage(self.journal, self._snapshots, clock, measures)
         holding = Holding(self._snapshots.holder, self.journal, clock)

@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from fedrecon.inference.catalogue import Catalogue, _Followed
+from fedrecon.inference.measures import Measures
 from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.publishing import Publication
 from fedrecon.inference.recommending import OpenRecommender
@@ -61,10 +62,11 @@ def build_all(folder: Path) -> list[Subject]:
         largest_difference=0.0,
         vectors=ItemVectors(np.eye(12, 3, dtype=np.float32), np.array([4])),
     )
-    catalogue = Catalogue(None, blobs, Inline(), metrics)  # type: ignore[arg-type]  # nobody is followed
+    measures = Measures(metrics)
+    catalogue = Catalogue(None, blobs, Inline(), measures)  # type: ignore[arg-type]  # nobody is followed
     catalogue._followed[TASK] = _Followed(publication=live)
     catalogue._listed = True
-    inference = InferenceService(catalogue, ModelThreads(Inline(), 100, metrics))
+    inference = InferenceService(catalogue, ModelThreads(Inline(), 100, measures))
     rated = RecommendRequest(
         task=TASK,
         columns=[

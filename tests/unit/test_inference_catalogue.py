@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 import pytest
 
 from fedrecon.inference.catalogue import Catalogue
+from fedrecon.inference.measures import Measures
 from fedrecon.inference.publishing import Publication
 from fedrecon.ops.blobs import BlobMissing
 from fedrecon.ops.boundary import Refusal
@@ -106,7 +107,8 @@ class Followed:
 
     def __init__(self, admin: Admin) -> None:
         self._threads = ThreadPoolExecutor(1)
-        self.catalogue = Catalogue(cast("Any", admin), cast("Any", None), self._threads, Metrics.create("inference"))
+        measures = Measures(Metrics.create("inference"))
+        self.catalogue = Catalogue(cast("Any", admin), cast("Any", None), self._threads, measures)
 
     async def __aenter__(self) -> Self:
         self._following = asyncio.create_task(self.catalogue.follow())

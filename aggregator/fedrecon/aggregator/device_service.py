@@ -21,6 +21,7 @@ from fedrecon.aggregator.messages import fate_of, malformed, phase_of
 from fedrecon.aggregator.refusals import round_closed
 from fedrecon.aggregator.secure_sum import InvalidReportError, MessageRefusedError
 from fedrecon.aggregator.summing import Summing
+from fedrecon.aggregator.trusted import TrustedSum
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.clock import Clock
 from fedrecon.ops.key_ring import KeyRing
@@ -142,7 +143,7 @@ class DeviceService(AggregatorServicer):
         if attempt.holding(session) is None:
             await self._receive(attempt, session, header, request_iterator)
         else:
-            self._measures.shared.reports_total.labels(outcome="duplicate").inc()
+            self._measures.reports.labels(outcome="duplicate").inc()
         return await self._answer(attempt, session, header.digest)
 
     async def _receive(
@@ -185,7 +186,7 @@ class DeviceService(AggregatorServicer):
         """Takes the chunks of an upload, as many as come."""
         async for part in parts:
             if attempt.ended:
-                self._measures.shared.reports_total.labels(outcome="late").inc()
+                self._measures.reports.labels(outcome="late").inc()
                 raise round_closed()
             if part.WhichOneof("part") != "chunk":
                 raise malformed("after the header come chunks")
@@ -213,7 +214,9 @@ class DeviceService(AggregatorServicer):
                 f"Report refused: {error}.",
                 "End the session as failed: its vector is not one that the round's arithmetic gives.",
             ) from error
-        self._measures.shared.report_bytes.observe(len(upload.content))
+        self._measures.report_bytes.observe(len(upload.content))
+        if isinstance(summing.protocol, TrustedSum):
+            self._measures.update_norm.observe(summing.protocol.norm_of(vector))
         summing.add(session, upload.digest, vector)
 
     async def _answer(self, attempt: Attempt, session: bytes, digest: bytes) -> UploadResponse:
@@ -237,7 +240,7 @@ class DeviceService(AggregatorServicer):
         try:
             return attempt.place(session)
         except Refusal:
-            self._measures.shared.reports_total.labels(outcome="late").inc()
+            self._measures.reports.labels(outcome="late").inc()
             self._staging.drop(_key_of(attempt, session))
             raise
 
@@ -251,7 +254,7 @@ class DeviceService(AggregatorServicer):
         try:
             issuer = verify_token(self._token_keys, proof.round, proof.session, proof.round_token, 0)
         except BadTokenError as error:
-            self._measures.shared.reports_total.labels(outcome="unauthorized").inc()
+            self._measures.reports.labels(outcome="unauthorized").inc()
             raise Refusal(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "BAD_ROUND_TOKEN",
@@ -263,7 +266,7 @@ class DeviceService(AggregatorServicer):
             now = self._clock.now_milliseconds()
             verify_token(self._token_keys, proof.round, proof.session, proof.round_token, now)
         except BadTokenError as error:
-            self._measures.shared.reports_total.labels(outcome="late").inc()
+            self._measures.reports.labels(outcome="late").inc()
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "TOKEN_EXPIRED",
@@ -285,7 +288,7 @@ class DeviceService(AggregatorServicer):
                 is_required=self._proves_sessions,
             )
         except Refusal:
-            self._measures.shared.reports_total.labels(outcome="unauthorized").inc()
+            self._measures.reports.labels(outcome="unauthorized").inc()
             raise
 
     async def _exchange(self, summing: Summing, session: bytes, message: Message) -> Any:
@@ -296,9 +299,9 @@ class DeviceService(AggregatorServicer):
             raise Refusal(CODES[error.kind], error.reason, f"{error}.", error.advice) from error
 
     def _count_rejected(self, outcome: str, reason: str | None) -> None:
-        self._measures.shared.reports_total.labels(outcome=outcome).inc()
+        self._measures.reports.labels(outcome=outcome).inc()
         if reason is not None:
-            self._measures.shared.update_rejected_total.labels(reason=reason).inc()
+            self._measures.rejected.labels(reason=reason).inc()
 
 
 def _key_of(attempt: Attempt, session: bytes) -> StagingKey:

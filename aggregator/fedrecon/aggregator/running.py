@@ -67,7 +67,7 @@ async def assemble(
         clock: the time.
     """
     settings = service.settings
-    measures = Measures.create(service.metrics)
+    measures = Measures(service.metrics)
     storage = Storage(journal, snapshots, clock, measures)
     keep_milliseconds = round(settings.aggregator_keep_hours * _HOUR_MILLISECONDS)
     holding = Holding(snapshots.holder, journal, clock)

@@ -423,7 +423,7 @@ class Summing:
         event = Accepted(reports, len(self.group.reports) + len(reports), snapshot, sum_digest, now)
         await self._persist(event)
         self._total = total
-        self._storage.measures.shared.reports_total.labels(outcome="accepted").inc(len(reports))
+        self._storage.measures.reports.labels(outcome="accepted").inc(len(reports))
 
     def _seal(self, before: Vector | None, batch: Vector) -> tuple[Vector, bytes, bytes]:
         """Returns the sum with a batch, the digest of its sealed file, and its own; runs in a thread."""
@@ -433,8 +433,10 @@ class Summing:
 
     async def _persist(self, event: Event) -> None:
         """Journals an event, then acts on it."""
-        after, effects = groups.step(self.group, event)
+        before = self.group
+        after, effects = groups.step(before, event)
         await self._append(CODEC.encode(event))
+        self._storage.measures.note_group(before, after, event)
         self.group, self.version = after, self.version + 1
         if self._writing is not None:
             self._writing.journalled = True

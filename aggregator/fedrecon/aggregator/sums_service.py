@@ -170,7 +170,7 @@ class SumsService(SumsServicer):
         )
         await asyncio.to_thread(self._write, request, closed.config, round_sum, optimizer, response)
         if optimizer is not None:
-            self._measures.update_norm.labels(task=request.round.task).set(round_sum.update_norm)
+            self._measures.sum_norm.labels(task=request.round.task).set(round_sum.update_norm)
         return response
 
     async def Status(self, request: StatusRequest, context: Any) -> StatusResponse:  # noqa: N802

@@ -7,6 +7,8 @@ UPLOADING at once, and all checks that a device makes on its own report are made
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from google.protobuf.message import Message
 
@@ -95,6 +97,16 @@ class TrustedSum:
             raise InvalidReportError(
                 "norm", f"element {position} of the report is {int(signed[position])}; the bound is {limit}"
             )
+
+    def norm_of(self, report: Vector) -> float:
+        """Returns the Euclidean norm of the update that a checked report holds: of each parameter, without weight."""
+        signed = report.body.view(np.dtype(f"<i{self._fixed_point.ring_bits // 8}"))
+        squares, start = 0.0, 0
+        for segment, scale in zip(self._fixed_point.segments, self._fixed_point.scales(), strict=True):
+            part = signed[start : start + segment.elements].astype(np.float32)
+            squares += float(np.dot(part, part)) / float(scale) ** 2
+            start += segment.elements
+        return math.sqrt(squares) / int(report.tail[TAIL_WEIGHT])
 
     def _check_metrics(self, report: Vector, weight: int) -> None:
         # Below the clip the weight is the number of examples; at the clip there may be any number of them, and only

@@ -14,8 +14,8 @@ from fedrecon.coordinator.specs import parse_version
 OTHER = "other"
 _STEPS = "-v[]+^"
 _ENDS = ("", "!", "#")
-_SHAPES = frozenset(_STEPS[:count] + end for count in range(1, len(_STEPS) + 1) for end in _ENDS)
-_MOST_VERSIONS = 30
+SHAPES = frozenset(_STEPS[:count] + end for count in range(1, len(_STEPS) + 1) for end in _ENDS)
+MOST_VERSIONS = 30
 
 
 def shape_label(shape: str) -> str:
@@ -25,7 +25,7 @@ def shape_label(shape: str) -> str:
         >>> shape_label("-v[]+^"), shape_label("-v[!"), shape_label("^^^^")
         ('-v[]+^', '-v[!', 'other')
     """
-    return shape if shape in _SHAPES else OTHER
+    return shape if shape in SHAPES else OTHER
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,7 @@ class Versions:
         """
         parsed = parse_version(version)
         label = OTHER if parsed is None else ".".join(map(str, parsed))
-        if label not in self._censuses and len(self._censuses) >= _MOST_VERSIONS:
+        if label not in self._censuses and len(self._censuses) >= MOST_VERSIONS:
             label = OTHER
         census = self._censuses.setdefault(label, Census())
         census.note(number, now)

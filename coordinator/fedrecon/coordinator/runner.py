@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from fedrecon.coordinator import round_events, rounds, tasks
+from fedrecon.coordinator.accounting import AccountantMissing, epsilon_after
 from fedrecon.coordinator.adoption import Adoption
 from fedrecon.coordinator.aggregators import OpenedPart
 from fedrecon.coordinator.answers import NOT_DRAWN, Answer, Drawn, NoTask, NotDrawn
@@ -53,7 +54,7 @@ from fedrecon.ops.journal import JournalUnavailable, LeaseLost, StaleWriter
 from fedrecon.ops.logs import logger_of
 from fedrecon.ops.tokens import SESSION_BYTES
 from fedrecon.v1.aggregator_pb2 import OpenRequest
-from fedrecon.v1.task_pb2 import SUM_PROTOCOL_SECAGG_PLUS, TaskSpec
+from fedrecon.v1.task_pb2 import SUM_PROTOCOL_SECAGG_PLUS, Privacy, TaskSpec
 from fedrecon.wire.digests import digest_of
 
 _ACQUIRE_MILLISECONDS = 250
@@ -104,6 +105,7 @@ class Runner:
         self._groups_expire_at = 0
         self._spread: tuple[tuple[PartSize, ...], tuple[str, ...]] = ((), ())
         self._gathering_since = 0
+        self._shown_sums: int | None = None
         self._woken = asyncio.Event()
         self._beside: set[asyncio.Task[None]] = set()
         self._job: asyncio.Task[None] | None = None
@@ -191,6 +193,7 @@ class Runner:
                 if (attempt := self.book.attempt) is not None:
                     for effect in rounds.resume(attempt):
                         self._perform(attempt, effect)
+                self._show()
                 self.is_ready.set()
                 await self._drive()
                 await self._upkeep.tidy()
@@ -198,15 +201,17 @@ class Runner:
                     each.cancel()
         finally:
             self.is_ready.clear()
+            self._shown_sums = None
+            self.around.measures.forget_task(self.name)
 
     async def _take_up(self) -> None:
         await self.book.read()
         await self._upkeep.stop_after_loss()
         await self.adoption.adopt(self.book.task, self.book.attempt)
+        await self._upkeep.admit_evaluated()  # whoever led before may have been killed just before it
         if self.around.target and self.book.task.leader != self.around.target:
             await self.book.record_task(tasks.TaskLed(self.around.target))
         self._seen, self._job = Seen(), None
-        self.around.measures.note_task(self.book.task, self.name)
 
     async def _renew(self) -> None:
         while True:
@@ -216,6 +221,7 @@ class Runner:
     async def _follow_task(self) -> None:
         while True:
             await self.book.follow_task(_TAIL_MILLISECONDS)
+            self._show()
             if self.book.task.state is not State.RUNNING:
                 self.waiting.answer_all(NoTask(f"the task is {self.book.task.state}"))
             self._woken.set()
@@ -229,7 +235,7 @@ class Runner:
             fresh = {each.session: each for each in reversed(finishes) if each.session not in known.finishes}
             if fresh:
                 await self._record(number, round_events.SessionsFinished(attempt, tuple(fresh.values())))
-                self.around.measures.note_finishes(fresh.values())
+                self.around.measures.note_finishes(fresh.values(), self.book.now() - known.assigned_at)
 
     # -- what the moment calls for -----------------------------------------------------------------------------------
 
@@ -373,6 +379,28 @@ class Runner:
         self._log.warning("round abandoned", round=attempt.number, attempt=attempt.attempt, why=reason)
         await self._record(attempt.number, event, *tasks.consequences(self.book.task, told, now))
 
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Shows operators where the task stands."""
+        task, terms, measures = self.book.task, self.terms, self.around.measures
+        measures.note_task(task, self.name)
+        windows = terms.selection_milliseconds, terms.reporting_milliseconds, terms.aggregating_milliseconds
+        measures.note_window(self.name, sum(windows))
+        if self.book.attempt is not None:
+            measures.note_round(self.name, self.book.attempt)
+        if self.spec.HasField("privacy") and self._shown_sums != task.private_sums:
+            self._shown_sums = task.private_sums
+            self._begin(self._show_privacy(self.spec.privacy, task.private_sums))
+
+    async def _show_privacy(self, privacy: Privacy, sums: int) -> None:
+        try:  # it may take a second
+            epsilon = await asyncio.to_thread(epsilon_after, privacy, sums)
+        except AccountantMissing as error:
+            self._log.warning("epsilon not shown", why=str(error))
+        else:
+            self.around.measures.note_privacy(self.name, epsilon, privacy.epsilon_budget)
+
     # -- keeping and acting ------------------------------------------------------------------------------------------
 
     async def _record(self, number: int, event: round_events.Event, *task_events: tasks.Event) -> Round:
@@ -499,6 +527,8 @@ class Runner:
             return
         self._log.info("round committed", round=attempt.number, attempt=attempt.attempt, reports=event.reports)
         await self._record(attempt.number, event, *tasks.consequences(self.book.task, told, self.book.now()))
+        if isinstance(told, CheckpointEvaluated):
+            await self._upkeep.admit_evaluated()
 
     def _told_of(self, attempt: Round, event: round_events.Committed) -> CheckpointCommitted | CheckpointEvaluated:
         """Returns what a committed round means for the task."""

@@ -27,7 +27,7 @@ from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.selection import Candidate
 from fedrecon.coordinator.speakers import Speakers, replayed
 from fedrecon.coordinator.tasks import State
-from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.boundary import TOO_MANY_CALLS, Refusal
 from fedrecon.ops.session_calls import require_proof
 from fedrecon.ops.tokens import BadTokenError, verify_token
 from fedrecon.v1 import coordinator_pb2
@@ -94,7 +94,12 @@ class CoordinatorService(CoordinatorServicer):
     async def CheckIn(self, request: CheckInRequest, context: Any) -> CheckInResponse:  # noqa: N802 - the contract's name
         """Offers a device to a task of its population. See `coordinator.proto`."""
         _check_population(request)
-        is_new = await self._speakers.hear(CHECK_IN, request, request.credentials)
+        try:
+            is_new = await self._speakers.hear(CHECK_IN, request, request.credentials)
+        except Refusal as refusal:
+            if refusal.reason != TOO_MANY_CALLS:
+                self._measures.note_check_in("unauthenticated")
+            raise
         around, device_key = self._roster.around, request.credentials.device_key
         device = hash_of(around.key, device_key)
         self._measures.note_version(request.sdk_version, device, around.clock.now_milliseconds())
@@ -235,6 +240,7 @@ class CoordinatorService(CoordinatorServicer):
         match answer:
             case Drawn(attempt, slot):
                 self._measures.note_check_in("assigned", runner.name)
+                self._measures.note_retry(windows.accepted)
                 around = runner.around
                 now = around.clock.now_milliseconds()
                 common = self._common(runner, attempt)
@@ -272,6 +278,7 @@ class CoordinatorService(CoordinatorServicer):
         self, reason: RejectionReason.ValueType, why: str, windows: Windows, minimum_examples: int, task: str = ""
     ) -> CheckInResponse:
         self._measures.note_check_in(_COUNTED_AS[reason], task)
+        self._measures.note_retry(windows.rejected)
         return CheckInResponse(
             rejection=Rejection(reason=reason, message=why),
             retry_windows=_on_wire(windows),

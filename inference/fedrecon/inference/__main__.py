@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.http_face import HttpFace
+from fedrecon.inference.measures import Measures
 from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.pages import Playground
 from fedrecon.inference.service import InferenceService
@@ -35,10 +36,11 @@ async def start(service: Service[InferenceSettings]) -> None:
     threads = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")
     for each in (exporting, threads):
         service.resources.callback(each.shutdown, wait=False, cancel_futures=True)
-    recommending = ModelThreads(threads, settings.inference_threads * _QUEUED_PER_THREAD, service.metrics)
+    measures = Measures(service.metrics)
+    recommending = ModelThreads(threads, settings.inference_threads * _QUEUED_PER_THREAD, measures)
     channel = open_service_channel(settings.coordinator_target, settings)
     service.resources.push_async_callback(channel.close)
-    catalogue = Catalogue(AdminStub(channel), blobs, exporting, service.metrics)
+    catalogue = Catalogue(AdminStub(channel), blobs, exporting, measures)
     service.add(add_InferenceServicer_to_server, InferenceService(catalogue, recommending))
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
     if settings.inference_http_port >= 0:

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from fedrecon.inference.measures import Measures
 from fedrecon.inference.publishing import Publication, publish
 from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.logs import logger_of
-from fedrecon.ops.metrics import Metrics
 from fedrecon.v1.admin_pb2 import ListCheckpointsRequest, ListTasksRequest, Task, WatchTaskRequest
 
 if TYPE_CHECKING:  # a name of the type stubs alone
@@ -90,14 +90,14 @@ class Catalogue:
         admin: the coordinator's Admin service.
         blobs: where plans and checkpoints lie, and recommenders go.
         threads: where exports run.
-        metrics: what is counted.
+        measures: what is counted.
     """
 
-    def __init__(self, admin: AdminAsyncStub, blobs: BlobStore, threads: Executor, metrics: Metrics) -> None:
+    def __init__(self, admin: AdminAsyncStub, blobs: BlobStore, threads: Executor, measures: Measures) -> None:
         self._admin = admin
         self._blobs = blobs
         self._threads = threads
-        self._metrics = metrics
+        self._measures = measures
         self._followed: dict[str, _Followed] = {}
         self._listed = False
         self._reachable = True
@@ -152,6 +152,7 @@ class Catalogue:
                 else:
                     self._note_found()
                     for task in listed.tasks:
+                        self._measures.note_live(task.spec.name, task.checkpoint.digest)
                         if task.spec.name not in self._followed:
                             followed = self._followed[task.spec.name] = _Followed()
                             followed.offer(task)
@@ -203,18 +204,18 @@ class Catalogue:
                     self._threads, publish, task, await self._round_of(task), self._blobs
                 )
             except (BlobMissing, CorruptBlob, OSError, grpc.aio.AioRpcError) as error:
-                self._metrics.export_total.labels(outcome="failed").inc()
+                self._measures.exports.labels(outcome="failed").inc()
                 _log.warning("export will be tried again", task=task.spec.name, error=type(error).__name__)
                 await asyncio.sleep(_STORAGE_RETRY_SECONDS)
                 if followed.newest is None:
                     followed.offer(task)
             except ValueError as error:  # what the parts say of themselves: trying again would change nothing
                 followed.done, followed.problem = wanted, str(error)
-                self._metrics.export_total.labels(outcome="refused").inc()
+                self._measures.exports.labels(outcome="refused").inc()
                 _log.error("checkpoint cannot be served", task=task.spec.name, why=str(error))
             except Exception as error:  # noqa: BLE001 - a plan that breaks the exporter must not stop the other tasks
                 followed.done, followed.problem = wanted, f"the export failed: {type(error).__name__}"
-                self._metrics.export_total.labels(outcome="failed").inc()
+                self._measures.exports.labels(outcome="failed").inc()
                 _log.error("export failed", task=task.spec.name, exc_info=error)
             else:
                 followed.done, followed.problem, followed.publication = wanted, "", publication
@@ -230,9 +231,10 @@ class Catalogue:
         return task.committed
 
     def _note_published(self, publication: Publication) -> None:
-        self._metrics.export_total.labels(outcome="published").inc()
-        self._metrics.model_version.labels(task=publication.task).set(publication.round)
-        self._metrics.model_bytes.labels(task=publication.task).set(publication.checkpoint.size)
+        self._measures.exports.labels(outcome="published").inc()
+        self._measures.note_served(
+            publication.task, publication.round, publication.checkpoint.digest, publication.recommender.size
+        )
         _log.info(
             "recommender published",
             task=publication.task,

@@ -14,8 +14,8 @@ from typing import ParamSpec, TypeVar
 
 import grpc
 
+from fedrecon.inference.measures import Measures
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.metrics import Metrics
 
 _SOON_MILLISECONDS = (200, 1_000)
 
@@ -29,13 +29,13 @@ class ModelThreads:
     Args:
         threads: a few.
         most: calls that wait or run at once.
-        metrics: what is counted.
+        measures: what is counted.
     """
 
-    def __init__(self, threads: Executor, most: int, metrics: Metrics) -> None:
+    def __init__(self, threads: Executor, most: int, measures: Measures) -> None:
         self._threads = threads
         self._most = most
-        self._metrics = metrics
+        self._measures = measures
         self._under_way = 0
 
     async def run(self, work: Callable[Given, Answer], *arguments: Given.args, **named: Given.kwargs) -> Answer:
@@ -56,9 +56,9 @@ class ModelThreads:
 
         def timed() -> Answer:
             began = time.monotonic()
-            self._metrics.recommend_seconds.labels(stage="waiting").observe(began - asked)
+            self._measures.recommend_seconds.labels(stage="waiting").observe(began - asked)
             answer = work(*arguments, **named)
-            self._metrics.recommend_seconds.labels(stage="model").observe(time.monotonic() - began)
+            self._measures.recommend_seconds.labels(stage="model").observe(time.monotonic() - began)
             return answer
 
         self._under_way += 1

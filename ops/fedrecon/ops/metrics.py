@@ -1,139 +1,180 @@
-"""What a service counts, for Prometheus.
+"""What every service counts, for Prometheus, and the page on which Prometheus reads it.
 
-Rules: names begin with `fedrecon_`, values are in base units (seconds, bytes), labels are words from a fixed list, and
-the name of a task. A device, a session or a round is never a label: it would be a trace of a person, and would grow
-without end. Every service has its own registry, so that tests and several services in one process do not meet.
+Rules: those of `described_metrics`. Every service has its own registry, so that tests and several services in one
+process do not meet; what only one service counts is in the `measures` of its room. The page is made once for all who
+wait for it: a hundred scrapers cost little more than one.
 """
 
 from __future__ import annotations
 
 import platform
+import socket
 import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from socketserver import ThreadingMixIn
 from types import TracebackType
-from typing import Self
-from wsgiref.simple_server import WSGIServer
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
 
+from fedrecon.ops.described_metrics import DescribedRegistry
 from fedrecon.ops.mistakes import UserMistake
 
-_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_PHASE_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
-_REPORT_BYTES = tuple(float(1 << bits) for bits in range(10, 31, 2))
+CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+STORES = ("journal", "blobs")
+STORE_OUTCOMES = ("ok", "full", "read_only", "away", "refused")
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began is of no use here, and doubles counters
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """The metrics of one service; `Metrics.create` makes them.
+    """The metrics that every service has; `Metrics.create` makes them.
 
     Attributes:
-        registry: Where they are collected; give it to `serve_metrics`.
+        described: Where they are collected, and rooms add their own.
     """
 
-    registry: CollectorRegistry
-    check_ins_total: Counter
-    rounds_total: Counter
-    round_current: Gauge
-    round_devices: Gauge
-    round_phase_seconds: Histogram
-    round_dropout_ratio: Gauge
-    round_overselection_ratio: Gauge
-    round_last_commit_timestamp_seconds: Gauge
-    assignments_total: Counter
-    session_shapes_total: Counter
-    device_versions: Gauge
-    reports_total: Counter
-    report_bytes: Histogram
-    download_bytes_total: Counter
-    update_rejected_total: Counter
-    train_loss: Gauge
-    model_version: Gauge
-    model_bytes: Gauge
+    described: DescribedRegistry
     grpc_server_handled_total: Counter
     grpc_server_handling_seconds: Histogram
-    recommend_seconds: Histogram
-    export_total: Counter
+    download_bytes_total: Counter
+    storage_seconds: Histogram
+    storage_up: Gauge
+    storage_used_ratio: Gauge
+    clock_skew_seconds: Gauge
+    certificate_expiry_timestamp_seconds: Gauge
     build_info: Gauge
 
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where they are collected; give it to `serve_metrics`."""
+        return self.described.collected
+
     @classmethod
-    def create(cls, service: str, registry: CollectorRegistry | None = None) -> Self:
+    def create(cls, service: str) -> Self:
         """Make the metrics of one service.
 
         Args:
             service: Name of the service, a label of `fedrecon_build_info`.
-            registry: Where to collect them; a new one by default.
 
         Returns:
             The metrics, all at zero.
 
         Example:
             >>> metrics = Metrics.create("coordinator")
-            >>> metrics.check_ins_total.labels(task="films", outcome="assigned").inc()
-            >>> metrics.registry.get_sample_value(
-            ...     "fedrecon_check_ins_total", {"task": "films", "outcome": "assigned"}
-            ... )
-            1.0
+            >>> metrics.download_bytes_total.inc(10)
+            >>> metrics.registry.get_sample_value("fedrecon_download_bytes_total")
+            10.0
         """
-        registry = registry or CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=registry)
-
-        def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(name, meaning, labels, namespace="fedrecon", registry=registry)
-
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(name, meaning, labels, namespace="fedrecon", registry=registry)
-
-        def histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, meaning, labels, namespace="fedrecon", registry=registry, buckets=buckets)
-
+        described = DescribedRegistry(CollectorRegistry(auto_describe=True))
+        ProcessCollector(registry=described.collected)
         made = cls(
-            registry=registry,
-            check_ins_total=counter("check_ins_total", "Check-ins by outcome.", "task", "outcome"),
-            rounds_total=counter("rounds_total", "Attempts of rounds that ended, by outcome.", "task", "outcome"),
-            round_current=gauge("round_current", "Number of the round under way.", "task"),
-            round_devices=gauge(
-                "round_devices", "Devices of the round under way: target, assigned, reported.", "task", "state"
+            described=described,
+            grpc_server_handled_total=described.counter(
+                "grpc_server_handled_total",
+                "Calls that ended, by method and code.",
+                grpc_method="`package.Service/Method` of the contract",
+                grpc_code="name of gRPC's status",
             ),
-            round_phase_seconds=histogram(
-                "round_phase_seconds", "Time that a round spent in a phase.", _PHASE_SECONDS, "task", "phase"
+            grpc_server_handling_seconds=described.histogram(
+                "grpc_server_handling_seconds",
+                "Time from a call's arrival to its end; calls that wait for a selection or a group do so in it.",
+                CALL_SECONDS,
+                grpc_method="`package.Service/Method` of the contract",
             ),
-            round_dropout_ratio=gauge(
-                "round_dropout_ratio", "Share of assigned devices that did not report, last round.", "task"
+            download_bytes_total=described.counter("download_bytes_total", "Bytes of blobs sent from here."),
+            storage_seconds=described.histogram(
+                "storage_seconds",
+                "Time that one trip to the journal, or one operation on blobs, took, by how it ended.",
+                CALL_SECONDS,
+                store=STORES,
+                outcome=STORE_OUTCOMES,
             ),
-            round_overselection_ratio=gauge(
-                "round_overselection_ratio", "Assigned devices over the report goal, last round.", "task"
+            storage_up=described.gauge(
+                "storage_up", "1 if the store did what it was asked for last, 0 if not.", store=STORES
             ),
-            round_last_commit_timestamp_seconds=gauge(
-                "round_last_commit_timestamp_seconds", "Unix time of the last committed round.", "task"
+            storage_used_ratio=described.gauge(
+                "storage_used_ratio",
+                "Share of the journal's memory, or of the disk that blobs lie on, that is used.",
+                only="for blobs: where they lie in a folder",
+                store=STORES,
             ),
-            assignments_total=counter("assignments_total", "Assignments by the state in which they ended.", "state"),
-            session_shapes_total=counter("session_shapes_total", "Sessions that ended, by their shape.", "shape"),
-            device_versions=gauge(
-                "device_versions", "Devices that called here within two days, by SDK version, estimated.", "version"
+            clock_skew_seconds=described.gauge(
+                "clock_skew_seconds", "This machine's clock less that of the journal's server."
             ),
-            reports_total=counter("reports_total", "Reports by outcome.", "outcome"),
-            report_bytes=histogram("report_bytes", "Size of an accepted report.", _REPORT_BYTES),
-            download_bytes_total=counter("download_bytes_total", "Bytes of blobs sent to devices."),
-            update_rejected_total=counter("update_rejected_total", "Updates refused, by reason.", "reason"),
-            train_loss=gauge("train_loss", "Mean training loss of the last committed round.", "task"),
-            model_version=gauge("model_version", "Round of the newest checkpoint.", "task"),
-            model_bytes=gauge("model_bytes", "Size of the newest checkpoint.", "task"),
-            grpc_server_handled_total=counter(
-                "grpc_server_handled_total", "Calls that ended, by method and code.", "grpc_method", "grpc_code"
+            certificate_expiry_timestamp_seconds=described.gauge(
+                "certificate_expiry_timestamp_seconds",
+                "Unix time at which the certificate expires that this service shows.",
+                only="with TLS",
             ),
-            grpc_server_handling_seconds=histogram(
-                "grpc_server_handling_seconds", "Time from a call's arrival to its end.", _CALL_SECONDS, "grpc_method"
+            build_info=described.gauge(
+                "build_info",
+                "1; its labels say what runs.",
+                service=("coordinator", "aggregator", "inference"),
+                version="version of fedrecon",
+                python="version of Python",
             ),
-            recommend_seconds=histogram(
-                "recommend_seconds", "Time of a recommendation, by stage.", _CALL_SECONDS, "stage"
-            ),
-            export_total=counter("export_total", "Exports of recommenders, by outcome.", "outcome"),
-            build_info=gauge("build_info", "1; its labels say what runs.", "service", "version", "python"),
         )
         made.build_info.labels(service=service, version=version("fedrecon"), python=platform.python_version()).set(1)
         return made
+
+
+class _Page:
+    """The text of all metrics, made at most twice for however many wait for it at a time.
+
+    Args:
+        registry: What is shown.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._making = threading.Lock()
+        self._made: dict[str, tuple[float, bytes]] = {}
+
+    def read(self, accepted: str) -> tuple[str, bytes]:
+        """Return the form that a scraper accepts, and a text whose making began after this call."""
+        encode, form = choose_encoder(accepted)
+        asked = time.monotonic()
+        with self._making:
+            began, text = self._made.get(form, (0.0, b""))
+            if began < asked:
+                began = time.monotonic()
+                text = encode(self._registry)
+                self._made[form] = began, text
+            return form, text
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Answers each scraper in a thread of its own, so that a slow one holds up nobody."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class _ServerOfIpv6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    """Answers without a line for each scrape."""
+
+    timeout = 10.0
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+        """Say nothing."""
 
 
 class MetricsEndpoint:
@@ -177,11 +218,23 @@ def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsEndpoint:
     Raises:
         UserMistake: The port cannot be opened.
     """
+    page = _Page(metrics.registry)
+
+    def answer(environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if environment["PATH_INFO"] not in {"/", "/metrics"}:
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"see /metrics\n"]
+        form, text = page.read(environment.get("HTTP_ACCEPT", ""))
+        start("200 OK", [("Content-Type", form)])
+        return [text]
+
     try:
-        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
+        server = make_server(host, port, answer, _ServerOfIpv6 if ":" in host else _Server, _Quiet)
     except OSError as error:
         raise UserMistake(
             f"Metrics cannot be served on {host}:{port}: {error.strerror or error}.",
             "Set FEDRECON_METRICS_PORT to another port, to 0 for a free one, or to none.",
         ) from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return MetricsEndpoint(server, thread, host)
