@@ -15,11 +15,11 @@ from typing import Any
 
 import grpc
 
-from fedrecon.coordinator import draining, ledger, stories, tasks
+from fedrecon.coordinator import draining, ledger, serving, stories, tasks
 from fedrecon.coordinator.collecting import Collector
 from fedrecon.coordinator.draining import AggregatorDrained, AggregatorUndrained
 from fedrecon.coordinator.editing import find_checkpoint, require_appended, require_editable
-from fedrecon.coordinator.entries import TASK_STREAM, round_stream, task_entries
+from fedrecon.coordinator.entries import RECOMMENDERS_STREAM, TASK_STREAM, round_stream, task_entries
 from fedrecon.coordinator.histories import Histories, messages_of, points_of
 from fedrecon.coordinator.ledger import RoundAt, TaskAt
 from fedrecon.coordinator.messages import (
@@ -31,6 +31,8 @@ from fedrecon.coordinator.messages import (
 from fedrecon.coordinator.plans import load_plan
 from fedrecon.coordinator.privacy import claim_of
 from fedrecon.coordinator.reading import Reader
+from fedrecon.coordinator.recommender_messages import recommender_audit, recommender_message
+from fedrecon.coordinator.recommender_service import RecommenderCalls, calling_operator
 from fedrecon.coordinator.registering import read_spec, register_task
 from fedrecon.coordinator.roster import Roster
 from fedrecon.coordinator.round_events import Blob, IllegalEvent
@@ -40,11 +42,10 @@ from fedrecon.coordinator.sums import SumsAway, SumsRefused
 from fedrecon.coordinator.tasks import State, TaskCancelled, TaskEdited, TaskPaused, TaskResumed
 from fedrecon.ops.blobs import CHUNK_BYTES
 from fedrecon.ops.boundary import Refusal
-from fedrecon.ops.callers import current_caller, current_role
+from fedrecon.ops.callers import current_role
 from fedrecon.ops.journal import Append, HistoryCompacted, StaleWriter
 from fedrecon.ops.operators import Role
 from fedrecon.v1 import admin_pb2
-from fedrecon.v1.admin_pb2_grpc import AdminServicer
 from fedrecon.v1.aggregator_pb2 import GrowRequest
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.task_pb2 import TaskSpec
@@ -61,7 +62,6 @@ _WATCH_MILLISECONDS = 10_000
 _LOOK_MILLISECONDS: dict[Phase | None, int] = {Phase.SELECTING: 2_000, Phase.REPORTING: 500}
 """How often a watcher looks at what no event tells: devices that wait, and reports that came."""
 _AGGREGATOR_RETRY = (500, 5_000)
-_UNKNOWN_OPERATOR = "unauthenticated"
 
 ROLES = {
     **dict.fromkeys(
@@ -73,6 +73,7 @@ ROLES = {
             "ExplainRound",
             "WatchTask",
             "ListCheckpoints",
+            "ListRecommenders",
             "GetPrivacy",
             "ListAudit",
             "ListAggregators",
@@ -88,6 +89,9 @@ ROLES = {
             "PauseTask",
             "ResumeTask",
             "RollBack",
+            "AdmitRecommender",
+            "PromoteRecommender",
+            "RollBackRecommender",
             "DrainAggregator",
             "UndrainAggregator",
         ),
@@ -98,7 +102,7 @@ ROLES = {
 """The least role for each call."""
 
 
-class AdminService(AdminServicer):
+class AdminService(RecommenderCalls):
     """Answers operators.
 
     Args:
@@ -139,7 +143,7 @@ class AdminService(AdminServicer):
     ) -> admin_pb2.CreateTaskResponse:
         """Registers a task."""
         del context
-        created = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator())
+        created = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, calling_operator())
         if request.spec.vocabularies:
             checkpoint, _ = await self._grown(request.spec, created.checkpoint, None)
             created = replace(created, checkpoint=checkpoint)
@@ -160,14 +164,16 @@ class AdminService(AdminServicer):
             )
         before = TaskSpec.FromString(task.spec)
         require_editable(before, request.spec)
-        read = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, _operator())
+        read = await asyncio.to_thread(read_spec, request.spec, self._around.blobs, calling_operator())
         event = TaskEdited(read.spec, read.maximum_rounds, read.maximum_attempts, read.operator)
+        more: tuple[Append, ...] = ()
         if request.spec.vocabularies != before.vocabularies:
             await asyncio.to_thread(require_appended, before, request.spec, self._around.blobs)
             checkpoint, state = await self._grown(request.spec, task.checkpoint, task.optimizer_state)
             if checkpoint != task.checkpoint:
                 event = replace(event, checkpoint=checkpoint, optimizer_state=state)
-        return admin_pb2.EditTaskResponse(task=await self._keep(name, task, version, event))
+            more = await self._items_renewed(name, request.spec)
+        return admin_pb2.EditTaskResponse(task=await self._keep(name, task, version, event, *more))
 
     async def RollBack(self, request: admin_pb2.RollBackRequest, context: Any) -> admin_pb2.RollBackResponse:  # noqa: N802
         """Makes an older checkpoint, with its optimizer state, the live one; a round under way is given up."""
@@ -176,7 +182,7 @@ class AdminService(AdminServicer):
             task, version = await self._known(request.task)
             entries = await ledger.load_task_entries(self._around.journal, request.task)
             found = await asyncio.to_thread(find_checkpoint, task, entries, request.round, self._around.blobs)
-            event = replace(found, reason=request.reason, operator=_operator())
+            event = replace(found, reason=request.reason, operator=calling_operator())
             spec = TaskSpec.FromString(task.spec)
             if spec.vocabularies:
                 checkpoint, state = await self._grown(spec, event.checkpoint, event.optimizer_state)
@@ -200,7 +206,7 @@ class AdminService(AdminServicer):
     async def PauseTask(self, request: admin_pb2.PauseTaskRequest, context: Any) -> admin_pb2.PauseTaskResponse:  # noqa: N802
         """Stops new rounds."""
         del context
-        event = TaskPaused(request.reason, _operator())
+        event = TaskPaused(request.reason, calling_operator())
         return admin_pb2.PauseTaskResponse(task=await self._change(request.task, event, State.PAUSED))
 
     async def ResumeTask(  # noqa: N802
@@ -208,7 +214,7 @@ class AdminService(AdminServicer):
     ) -> admin_pb2.ResumeTaskResponse:
         """Goes on."""
         del context
-        event = TaskResumed(_operator())
+        event = TaskResumed(calling_operator())
         return admin_pb2.ResumeTaskResponse(task=await self._change(request.task, event, State.RUNNING))
 
     async def CancelTask(  # noqa: N802
@@ -216,7 +222,7 @@ class AdminService(AdminServicer):
     ) -> admin_pb2.CancelTaskResponse:
         """Ends a task for good."""
         del context
-        event = TaskCancelled(request.reason, _operator())
+        event = TaskCancelled(request.reason, calling_operator())
         return admin_pb2.CancelTaskResponse(task=await self._change(request.task, event, State.CANCELLED))
 
     async def ListRounds(self, request: admin_pb2.ListRoundsRequest, context: Any) -> admin_pb2.ListRoundsResponse:  # noqa: N802
@@ -270,11 +276,12 @@ class AdminService(AdminServicer):
         shown: admin_pb2.Task | None = None
         while not self._stopping.is_set():
             task, version, found = await self._look_at(request.task)
+            served = (await self._reader.recommenders(request.task)).version
             current = await self._message_of(request.task, task, version, found)
             if current != shown:
                 shown = current
                 yield admin_pb2.WatchTaskResponse(task=current)
-            await self._wait_for_change(request.task, version, task.number, found.version)
+            await self._wait_for_change(request.task, version, served, task.number, found.version)
 
     async def ListCheckpoints(  # noqa: N802
         self, request: admin_pb2.ListCheckpointsRequest, context: Any
@@ -304,6 +311,7 @@ class AdminService(AdminServicer):
         audit: list[admin_pb2.AuditEntry] = []
         for name in names:
             audit += audit_messages(name, await ledger.load_task_entries(self._around.journal, name))
+            audit += recommender_audit(name, await serving.load_entries(self._around.journal, name))
         if not request.task:
             audit += draining_messages((await draining.load(self._around.journal))[0])
         audit.sort(key=lambda entry: entry.unix_milliseconds, reverse=True)
@@ -329,14 +337,14 @@ class AdminService(AdminServicer):
         """Tells who calls, and what it may do."""
         del request, context
         role = admin_pb2.OperatorRole.Value(f"OPERATOR_ROLE_{current_role.get().name}")
-        return admin_pb2.GetCallerResponse(name=_operator(), role=role)
+        return admin_pb2.GetCallerResponse(name=calling_operator(), role=role)
 
     async def DrainAggregator(  # noqa: N802
         self, request: admin_pb2.DrainAggregatorRequest, context: Any
     ) -> admin_pb2.DrainAggregatorResponse:
         """Gives an aggregator no new groups."""
         del context
-        event = AggregatorDrained(self._known_aggregator(request.target), request.reason, _operator())
+        event = AggregatorDrained(self._known_aggregator(request.target), request.reason, calling_operator())
         await draining.keep(self._around.journal, event, self._around.clock.now_milliseconds())
         return admin_pb2.DrainAggregatorResponse(aggregator=await self._aggregator(request.target))
 
@@ -345,7 +353,7 @@ class AdminService(AdminServicer):
     ) -> admin_pb2.UndrainAggregatorResponse:
         """Gives an aggregator groups again."""
         del context
-        event = AggregatorUndrained(self._known_aggregator(request.target), _operator())
+        event = AggregatorUndrained(self._known_aggregator(request.target), calling_operator())
         await draining.keep(self._around.journal, event, self._around.clock.now_milliseconds())
         return admin_pb2.UndrainAggregatorResponse(aggregator=await self._aggregator(request.target))
 
@@ -378,8 +386,10 @@ class AdminService(AdminServicer):
             except StaleWriter:
                 continue  # somebody else wrote: decide anew
 
-    async def _keep(self, name: str, task: tasks.Task, version: int, event: tasks.Event) -> admin_pb2.Task:
-        """Keeps an operator's change.
+    async def _keep(
+        self, name: str, task: tasks.Task, version: int, event: tasks.Event, *more: Append
+    ) -> admin_pb2.Task:
+        """Keeps an operator's change, and what belongs to it in other streams.
 
         Raises:
             Refusal: The task's state does not allow it.
@@ -395,7 +405,8 @@ class AdminService(AdminServicer):
                 f"Task {name!r} is {task.state}: {error}.",
                 "A task that has ended stays ended: create another.",
             ) from error
-        await self._around.journal.append(name, [Append(TASK_STREAM, version, (task_entries.encode(now, event),))])
+        own = Append(TASK_STREAM, version, (task_entries.encode(now, event),))
+        await self._around.journal.append(name, [own, *more])
         return await self._task(name)
 
     async def _grown(self, spec: TaskSpec, checkpoint: Blob, state: Blob | None) -> tuple[Blob, Blob | None]:
@@ -457,7 +468,10 @@ class AdminService(AdminServicer):
         attempt = found.last
         if attempt is None and task.committed:
             attempt = (await self._reader.round(name, task.committed)).last
-        return task_message(task, version, attempt, self._seen(name, attempt))
+        message = task_message(task, version, attempt, self._seen(name, attempt))
+        served = (await self._reader.recommenders(name)).recommenders.served
+        message.recommenders.extend(recommender_message(each, each.evidence) for each in served)
+        return message
 
     def _seen(self, name: str, attempt: Round | None) -> Seen | None:
         """What the runner in this process knows of an attempt that is under way."""
@@ -468,13 +482,16 @@ class AdminService(AdminServicer):
         is_same = running is not None and running.opened == attempt.opened
         return runner.seen if is_same else None
 
-    async def _wait_for_change(self, name: str, task_version: int, number: int, round_version: int) -> None:
+    async def _wait_for_change(
+        self, name: str, task_version: int, served_version: int, number: int, round_version: int
+    ) -> None:
         journal, clock = self._around.journal, self._around.clock
         runner = self._roster.ready_runner(name)
         attempt = None if runner is None else runner.book.attempt
         longest = _LOOK_MILLISECONDS.get(attempt.phase if attempt else None, _WATCH_MILLISECONDS)
         waits: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(journal.tail(name, TASK_STREAM, task_version, _WATCH_MILLISECONDS)),
+            asyncio.ensure_future(journal.tail(name, RECOMMENDERS_STREAM, served_version, _WATCH_MILLISECONDS)),
             asyncio.ensure_future(journal.tail(name, round_stream(number), round_version, _WATCH_MILLISECONDS)),
             asyncio.ensure_future(clock.sleep_until(clock.now_milliseconds() + longest)),
             asyncio.ensure_future(self._stopping.wait()),
@@ -488,8 +505,3 @@ class AdminService(AdminServicer):
             for each in waits:
                 each.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-
-
-def _operator() -> str:
-    """Who calls, as the boundary knows."""
-    return current_caller.get() or _UNKNOWN_OPERATOR

@@ -39,7 +39,7 @@ from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import CheckpointEvaluated
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.callers import current_caller
-from fedrecon.ops.journal import StaleWriter
+from fedrecon.ops.journal import Append, StaleWriter
 from fedrecon.v1 import admin_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminServicer
 from fedrecon.v1.task_pb2 import TaskSpec
@@ -161,8 +161,8 @@ class RecommenderCalls(AdminServicer):
                 told = None if live is None else recommender_message(live, live.evidence)
                 return admin_pb2.RollBackRecommenderResponse(recommender=told)
 
-    async def _items_renewed(self, name: str, spec: TaskSpec) -> tuple[RecommendersAt, list[Event]]:
-        """Returns what a task serves, and what it is to be served with when the task's items are those of a spec."""
+    async def _items_renewed(self, name: str, spec: TaskSpec) -> tuple[Append, ...]:
+        """Returns what gives what is served the items of a specification, to be kept together with its edit."""
         at = await self._reader.recommenders(name)
         renewed: list[Event] = []
         for version in (at.recommenders.live, at.recommenders.canary):
@@ -170,7 +170,7 @@ class RecommenderCalls(AdminServicer):
                 own = _with_items(version.spec, spec)
                 checkpoint, _ = await self._grown(own, version.checkpoint, None)
                 renewed.append(ItemsRenewed(version.version, checkpoint, own.SerializeToString(deterministic=True)))
-        return at, renewed
+        return (serving.append_of(at, renewed, self._around.clock.now_milliseconds()),) if renewed else ()
 
     async def _shape(self, task: tasks.Task, version: Version) -> _Shape:
         """Returns what a version is served with: its own, but with the items that are in force now."""

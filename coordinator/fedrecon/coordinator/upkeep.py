@@ -1,4 +1,6 @@
-"""What the one that leads a task does beside its rounds: old events are condensed, and a loss of history is found.
+"""What the one that leads a task does beside its rounds.
+
+Old events are condensed, a loss of history is found, and what was evaluated becomes a candidate.
 
 Rules: nothing here holds rounds up. A journal that knows less than was known before, by this process or by the note
 beside the blobs, pauses the task; a round under way is given up, since its reports may be of a past that is gone.
@@ -8,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 
-from fedrecon.coordinator import rounds
+from fedrecon.coordinator import rounds, serving
 from fedrecon.coordinator.book import Book
 from fedrecon.coordinator.retention import TIDY_MILLISECONDS, Retention
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.coordinator.tasks import AttemptAbandoned
 from fedrecon.coordinator.watermarks import find_loss, keep_watermark
+from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.logs import logger_of
 
 _AFTER_FAILURE_MILLISECONDS = 10_000
@@ -65,6 +68,14 @@ class Upkeep:
     async def tidy(self) -> None:
         """Condenses what is old enough."""
         await self._retention.tidy(self._book.task, self._book.version, self._book.now())
+
+    async def admit_evaluated(self) -> None:
+        """Makes the checkpoint that was evaluated last a candidate, if the task asks for that and nobody has."""
+        around, book = self._around, self._book
+        try:
+            await serving.admit_evaluated(around.journal, around.blobs, book.name, book.task, book.now())
+        except Refusal as refusal:
+            self._log.warning("evaluated checkpoint is no candidate", why=refusal.message)
 
     async def keep_mark(self) -> None:
         """Notes outside of the journal how far the task has come, whenever it has come further."""
