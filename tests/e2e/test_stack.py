@@ -80,8 +80,7 @@ def test_a_round_ends_without_loss_when_this_is_killed(town: Town, plan_folder: 
     town.wake(awake=60)
 
     def in_the_middle(task: admin.Task) -> bool:
-        reporting = task.round.phase == admin.ROUND_PHASE_REPORTING
-        return task.round.key.round >= 2 and reporting and 0 < task.round.reported < 25
+        return task.round.key.round >= 2 and task.round.phase == admin.ROUND_PHASE_REPORTING
 
     town.wait_until(in_the_middle)
     valkey = town.stack.valkey

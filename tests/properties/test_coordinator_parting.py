@@ -43,6 +43,7 @@ def wholes(draw: st.DrawFn) -> PartSize:
 @given(whole=wholes(), maximum_reports=st.integers(1, 500), aggregators=st.integers(0, 9), is_masked=st.booleans())
 @example(whole=PartSize(250, 181), maximum_reports=100, aggregators=2, is_masked=True)
 @example(whole=PartSize(1, 1), maximum_reports=1, aggregators=9, is_masked=False)
+@example(whole=PartSize(11, 10), maximum_reports=2, aggregators=3, is_masked=False)
 def test_parts_are_the_whole_and_no_group_is_smaller(
     whole: PartSize, maximum_reports: int, aggregators: int, is_masked: bool
 ) -> None:
