@@ -43,7 +43,7 @@ def part_sizes(whole: PartSize, maximum_reports: int, aggregators: int, *, is_ma
     for parts in range(min(aggregators, groups), 1, -1):
         shares = [groups // parts + (number < groups % parts) for number in range(parts)]
         goals = _split(whole.report_goal, shares)
-        spares = _split(whole.cohort_size - whole.report_goal, shares)  # apart: rounding leaves no part short of its goal
+        spares = _split(whole.cohort_size - whole.report_goal, shares)  # apart: no part is short of its goal
         sizes = tuple(PartSize(goal + spare, goal) for goal, spare in zip(goals, spares, strict=True))
         if [_groups_of(size, maximum_reports, is_masked=is_masked) for size in sizes] == shares:
             return sizes  # else the spare members, or what was rounded, would make more groups, and smaller ones
