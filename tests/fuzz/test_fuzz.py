@@ -14,7 +14,7 @@ from support.fuzz_loop import judge, run
 from support.fuzz_subjects import Subject, Verdict, read_kept
 
 KEPT = Path(__file__).parent / "kept"
-INPUTS, SEED = 20_000, 5
+INPUTS, SEED = 10_000, 5
 NEVER = {Verdict.CRASHED, Verdict.ACCEPTED}
 
 

@@ -107,6 +107,8 @@ async def test_a_running_coordinator_stops_when_the_store_went_back(
         attempts = (await ledger.load_round(journal, TASK, 2)).attempts
         assert attempts[-1].abandoned is not None, "its reports are void, not counted a second time"
         assert built.blobs.size(lost) is not None
+        for call in checking_in:  # else they wait for a selection until their deadline
+            call.cancel()
         await asyncio.gather(*checking_in, return_exceptions=True)
         await resume(coordinator)
         again = await commit(built, coordinator, 2)

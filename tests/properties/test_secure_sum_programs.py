@@ -309,7 +309,7 @@ def refused(step: Callable[..., object], *arguments: object) -> None:
 
 
 @pytest.mark.parametrize("members", [3, 4, 5, 6])
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**16))
 def test_every_program_ends_with_the_exact_sum_or_without_one(members: int, data: st.DataObject, seed: int) -> None:
     ways = data.draw(st.lists(behaviours, min_size=members, max_size=members))
