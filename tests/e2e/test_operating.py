@@ -29,11 +29,16 @@ METRICS = {
     "aggregator": (
         "reports_total",
         "report_bytes_count",
-        "update_norm_count",
+        "secure_sum_clients",
+        "secure_sum_seconds_count",
         "sum_norm",
         "download_bytes_total",
         "grpc_server_handling_seconds_count",
         "build_info",
+        "storage_up",
+        "storage_used_ratio",
+        "storage_seconds_count",
+        "certificate_expiry_timestamp_seconds",
     ),
     "coordinator": (
         "check_ins_total",
@@ -52,7 +57,7 @@ METRICS = {
         "model_bytes",
         "train_loss",
     ),
-    "inference": ("export_total", "served_model_version", "served_model_bytes"),
+    "inference": ("export_total", "served_model_version", "served_model_bytes", "storage_up"),
 }
 """What each service tells of after a few rounds, and not as a zero."""
 

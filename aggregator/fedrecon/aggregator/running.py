@@ -45,13 +45,15 @@ async def start(service: Service[AggregatorSettings]) -> None:
     settings = service.settings
     seal_key = _key(settings.seal_key_bytes, "FEDRECON_SEAL_KEY", "seals running sums on disk")
     _key(settings.round_token_keys, "FEDRECON_ROUND_TOKEN_KEY", "is the one that the coordinator signs with")
-    place = await open_place(settings.sums_place, "FEDRECON_AGGREGATOR_SUMS_URL")
+    watch = service.watch_storage()
+    place = await open_place(settings.sums_place, "FEDRECON_AGGREGATOR_SUMS_URL", watch)
     snapshots = await asyncio.to_thread(Snapshots, settings.folder, seal_key, place)
     service.resources.callback(snapshots.close)
-    journal = await connect_journal(settings)
+    journal = await connect_journal(settings, watch)
     service.resources.push_async_callback(journal.close)
-    blobs = await open_blob_store(settings)
+    blobs = await open_blob_store(settings, watch)
     await assemble(service, journal, snapshots, blobs, SystemClock())
+    service.run("watch storage", watch.keep_watch(journal, blobs, settings.tls_certificate))
 
 
 async def assemble(

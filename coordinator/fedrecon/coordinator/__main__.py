@@ -47,7 +47,8 @@ async def start(service: Service[CoordinatorSettings]) -> None:
             "Set the same 64 hex digits for coordinator and aggregator: `openssl rand -hex 32` makes them.",
         )
     attestation = load_attestation(settings.attestation)
-    journal = await connect_journal(settings)
+    watch = service.watch_storage()
+    journal = await connect_journal(settings, watch)
     service.resources.push_async_callback(journal.close)
     if not settings.aggregator_targets:
         raise UserMistake(
@@ -58,9 +59,10 @@ async def start(service: Service[CoordinatorSettings]) -> None:
         service.resources.push_async_callback(channel.close, None)
     peers = Peers(lambda target: open_service_channel(target, settings))
     service.resources.push_async_callback(peers.close)
+    blobs = await open_blob_store(settings, watch)
     around = Surroundings(
         journal=journal,
-        blobs=await open_blob_store(settings),
+        blobs=blobs,
         aggregators=Aggregators(
             {target: Sums(channel) for target, channel in channels.items()}, partial(load_drained, journal)
         ),
@@ -93,6 +95,7 @@ async def start(service: Service[CoordinatorSettings]) -> None:
     service.add(add_AdminServicer_to_server, AdminService(roster, service.stopping), internal=True, roles=ROLES)
     service.run("run all tasks", roster.run())
     service.run("collect blobs", Collector(around).run())
+    service.run("watch storage", watch.keep_watch(journal, blobs, settings.tls_certificate))
     service.run("let waiting devices go", _let_go(roster, service.stopping))
 
 

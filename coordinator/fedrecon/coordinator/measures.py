@@ -127,7 +127,10 @@ class Measures:
         self._model_version: Gauge = make.gauge("model_version", "Round that made the live checkpoint.", task=TASK)
         self._model_bytes: Gauge = make.gauge("model_bytes", "Size of the live checkpoint.", task=TASK)
         self._train_loss: Gauge = make.gauge(
-            "train_loss", "Mean training loss of the last committed round.", only="without privacy", task=TASK
+            "train_loss",
+            "Mean of the plan's `loss`, or else of its `squared_error`, over the examples of the last training round.",
+            only="without privacy, where the plan sums one of them",
+            task=TASK,
         )
         self._eval_rmse: Gauge = make.gauge(
             "eval_rmse",
@@ -278,8 +281,14 @@ class Measures:
         sums = dict(event.metric_sums)
         if attempt.kind is Kind.EVALUATE:
             self._evaluated(name, sums)
-        elif (loss := sums.get(_LOSS)) is not None and event.weight:
-            self._train_loss.labels(task=name).set(loss / event.weight)
+        else:
+            self._trained(name, sums, event.weight)
+
+    def _trained(self, name: str, sums: dict[str, float], weight: int) -> None:
+        examples = sums.get(_EXAMPLES) or weight
+        loss = sums.get(_LOSS, sums.get(_SQUARED_ERROR))
+        if loss is not None and examples:
+            self._train_loss.labels(task=name).set(loss / examples)
 
     def _evaluated(self, name: str, sums: dict[str, float]) -> None:
         examples = sums.get(_EXAMPLES, 0.0)

@@ -27,7 +27,7 @@ from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.selection import Candidate
 from fedrecon.coordinator.speakers import Speakers, replayed
 from fedrecon.coordinator.tasks import State
-from fedrecon.ops.boundary import TOO_MANY_CALLS, Refusal
+from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.session_calls import require_proof
 from fedrecon.ops.tokens import BadTokenError, verify_token
 from fedrecon.v1 import coordinator_pb2
@@ -97,7 +97,7 @@ class CoordinatorService(CoordinatorServicer):
         try:
             is_new = await self._speakers.hear(CHECK_IN, request, request.credentials)
         except Refusal as refusal:
-            if refusal.reason != TOO_MANY_CALLS:
+            if refusal.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:  # it may be who it says, only too often
                 self._measures.note_check_in("unauthenticated")
             raise
         around, device_key = self._roster.around, request.credentials.device_key

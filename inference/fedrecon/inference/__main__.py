@@ -30,7 +30,8 @@ _REFRESHED = 4
 async def start(service: Service[InferenceSettings]) -> None:
     """Opens the blobs, follows the coordinator's tasks, and answers."""
     settings = service.settings
-    blobs = await open_blob_store(settings)
+    watch = service.watch_storage()
+    blobs = await open_blob_store(settings, watch)
     # Exports have a thread of their own: users never wait for one.
     exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
     threads = ThreadPoolExecutor(settings.inference_threads, thread_name_prefix="recommend")
@@ -46,6 +47,7 @@ async def start(service: Service[InferenceSettings]) -> None:
     if settings.inference_http_port >= 0:
         face = HttpFace(catalogue, blobs, recommending)
         service.add_http([*face.routes(), *Playground().routes()], settings.inference_http_port, "inference_http_port")
+    service.run("watch storage", watch.keep_watch(None, blobs, settings.tls_certificate))
     service.run("follow tasks", catalogue.follow())
     service.run("keep what is served", catalogue.keep_served(settings.blobs_grace_hours * 3600 / _REFRESHED))
 

@@ -38,7 +38,6 @@ from fedrecon.ops.operators import Caller, Role
 from fedrecon.v1.common_pb2 import ErrorInfo, RetryWindow
 
 ERROR_METADATA = "fedrecon-error-bin"
-TOO_MANY_CALLS = "TOO_MANY_CALLS"
 _RETRY_SPREAD_MILLISECONDS = 2_000
 
 REFUSAL_CODES = frozenset(
@@ -130,7 +129,7 @@ def too_many_calls(who: str, seconds: float) -> Refusal:
     wait = math.ceil(seconds * 1000)
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        TOO_MANY_CALLS,
+        "TOO_MANY_CALLS",
         f"This {who} calls too often.",
         "Come back when the retry window says.",
         retry_milliseconds=(wait, wait + _RETRY_SPREAD_MILLISECONDS),
@@ -389,7 +388,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics.grpc_server_handled_total.labels(grpc_method=name, grpc_code=ending.code.name).inc()
         self._metrics.grpc_server_handling_seconds.labels(grpc_method=name).observe(seconds)
         # At thousands of calls a second only what is out of the ordinary is worth a line; who calls too often is not.
-        ordinary = ending.code is grpc.StatusCode.OK or ending.reason == TOO_MANY_CALLS
+        ordinary = ending.code is grpc.StatusCode.OK or ending.reason == "TOO_MANY_CALLS"
         note = _log.debug if ordinary else _log.info
         note("call ended", method=name, code=ending.code.name, reason=ending.reason, seconds=round(seconds, 6))
 

@@ -43,6 +43,7 @@ from fedrecon.ops.operators import Role
 from fedrecon.ops.ports import open_port
 from fedrecon.ops.settings import Settings, load_settings, settings_json, settings_table
 from fedrecon.ops.storage_refusals import refuse_storage_failures
+from fedrecon.ops.storage_watch import StorageWatch
 from fedrecon.ops.tls import LARGEST_MESSAGE_BYTES
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -108,6 +109,7 @@ class Service(Generic[SettingsType]):
     _server: grpc.aio.Server
     _boundary: Boundary
     _group: asyncio.TaskGroup
+    _health: health.aio.HealthServicer
     http_address: str = ""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _service_names: list[str] = field(default_factory=list)
@@ -150,6 +152,20 @@ class Service(Generic[SettingsType]):
         opened = open_http_socket(self.settings, port, port_setting)
         self.http_address = f"{self.settings.host}:{opened.getsockname()[1]}"
         self.run("serve http", serve_http(make_app(routes, self.settings), opened, self.settings))
+
+    async def tell_health(self, name: str, serves: bool) -> None:
+        """Tell by gRPC's health service how something of this service stands.
+
+        Args:
+            name: What, as who asks names it; beside the names of services.
+            serves: Whether it works.
+        """
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(name, status.SERVING if serves else status.NOT_SERVING)
+
+    def watch_storage(self) -> StorageWatch:
+        """Return what tells of this service's stores; give it to those who open them."""
+        return StorageWatch(self.metrics, self.tell_health)
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task until it ends or the service does; it is cancelled after the drain.
@@ -229,10 +245,13 @@ async def serve(
         _listen_to_signals(stopping, resources)
         try:
             async with asyncio.TaskGroup() as group:
-                service = Service(name, settings, metrics, address, resources, stopping, server, boundary, group)
+                watched = health.aio.HealthServicer()
+                service = Service(
+                    name, settings, metrics, address, resources, stopping, server, boundary, group, watched
+                )
                 try:
                     if await _started(start(service), stopping):
-                        watched = await _serve_health_and_reflection(server, service._service_names)  # noqa: SLF001
+                        await _serve_health_and_reflection(server, watched, service._service_names)  # noqa: SLF001
                         await server.start()
                         if ready_file is not None:
                             _write_ready_file(ready_file, address, metrics_address, service.http_address)
@@ -278,13 +297,13 @@ def _listen_to_signals(stopping: asyncio.Event, resources: contextlib.AsyncExitS
             resources.callback(loop.remove_signal_handler, number)
 
 
-async def _serve_health_and_reflection(server: grpc.aio.Server, names: Sequence[str]) -> Any:
-    servicer = health.aio.HealthServicer()
+async def _serve_health_and_reflection(
+    server: grpc.aio.Server, servicer: health.aio.HealthServicer, names: Sequence[str]
+) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     for name in ("", *names):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return servicer
 
 
 async def _drain(server: grpc.aio.Server, boundary: Boundary, health_servicer: Any, seconds: float) -> None:
@@ -319,6 +338,8 @@ def run_service(
     settings_class: type[SettingsType],
     port_setting: str,
     arguments: Sequence[str] | None = None,
+    *,
+    module: str | None = None,
 ) -> int:
     """Run a service as a program.
 
@@ -328,6 +349,7 @@ def run_service(
         settings_class: Its settings.
         port_setting: Field of the settings that holds its port.
         arguments: Of the command line, without the program's name; the process's own by default.
+        module: What is run, for its help; the room of the service's name by default.
 
     Returns:
         The exit code.
@@ -336,7 +358,8 @@ def run_service(
         `sys.exit(run_service("coordinator", start, CoordinatorSettings, "coordinator_port"))`
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m fedrecon.{name}", description=f"Runs the {name}. Settings are variables FEDRECON_...."
+        prog=f"python -m {module or f'fedrecon.{name}'}",
+        description=f"Runs the {name}. Settings are variables FEDRECON_....",
     )
     parser.add_argument("--print-settings", action="store_true", help="print the settings, secrets masked, and end")
     parser.add_argument("--json", action="store_true", help="print them as JSON")

@@ -38,6 +38,11 @@ class LocalBlobs:
         make_folder(self._writing)
         self._remove_abandoned()
 
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self._folder
+
     def put(self, content: bytes | Iterable[bytes]) -> bytes:
         """Keep a blob. See `BlobStore.put`."""
         digest = hashlib.sha256()

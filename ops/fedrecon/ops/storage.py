@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from fedrecon.ops.blobs import BlobStore, open_blobs
+from fedrecon.ops.blobs import open_blobs
 from fedrecon.ops.journal import DurabilityRefused
 from fedrecon.ops.journal.redis import RedisJournal
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings
+from fedrecon.ops.storage_watch import StorageWatch
+from fedrecon.ops.watched_blobs import WatchedBlobs
 
 
-async def connect_journal(settings: Settings) -> RedisJournal:
+async def connect_journal(settings: Settings, watch: StorageWatch | None = None) -> RedisJournal:
     """Connect to the journal.
 
     Args:
         settings: Name its Redis or Valkey, and say whether losses are accepted.
+        watch: Told what the journal does.
 
     Raises:
         UserMistake: None is named, or it may lose what it acknowledges.
@@ -32,34 +35,37 @@ async def connect_journal(settings: Settings) -> RedisJournal:
             "Name a Redis or Valkey, or start the whole stack with `fedrecon up`, which brings its own.",
         )
     try:
-        return await RedisJournal.connect(settings.redis_url, accepted_loss=settings.accepts_loss)
+        note = None if watch is None else watch.noting("journal")
+        return await RedisJournal.connect(settings.redis_url, accepted_loss=settings.accepts_loss, note=note)
     except DurabilityRefused as error:
         raise UserMistake(f"FEDRECON_REDIS_URL: {error}.", "See the text above.") from error
 
 
-async def open_blob_store(settings: Settings) -> BlobStore:
+async def open_blob_store(settings: Settings, watch: StorageWatch) -> WatchedBlobs:
     """Open the blobs, without holding up the event loop.
 
     Args:
         settings: Name the folder or object store.
+        watch: Told what the store does.
 
     Raises:
         UserMistake: It is of a kind that cannot keep blobs, or needs a package that is not installed.
     """
-    return await open_place(settings.blobs_place, "FEDRECON_BLOBS_URL")
+    return await open_place(settings.blobs_place, "FEDRECON_BLOBS_URL", watch)
 
 
-async def open_place(place: str | Path, variable: str) -> BlobStore:
+async def open_place(place: str | Path, variable: str, watch: StorageWatch) -> WatchedBlobs:
     """Open a place for blobs, without holding up the event loop.
 
     Args:
         place: A folder or object store.
         variable: The setting that names it.
+        watch: Told what the store does.
 
     Raises:
         UserMistake: It is of a kind that cannot keep blobs, or needs a package that is not installed.
     """
     try:
-        return await asyncio.to_thread(open_blobs, place)
+        return WatchedBlobs(await asyncio.to_thread(open_blobs, place), watch.noting("blobs"))
     except (ValueError, ImportError) as error:
         raise UserMistake(f"{variable}: {error}.", "Name a folder or an object store.") from error

@@ -9,6 +9,7 @@ from fedrecon.ops.boundary import refuse_as
 from fedrecon.ops.durable_files import StorageFull
 from fedrecon.ops.journal import DurabilityRefused, HistoryCompacted, JournalUnavailable, LeaseLost, StaleWriter
 from fedrecon.ops.sealing import SealBroken
+from fedrecon.ops.watched_blobs import BlobsUnavailable
 
 _SOON_MILLISECONDS = (500, 2_000)
 """Another replica has taken over, and answers as soon as it has loaded."""
@@ -50,6 +51,14 @@ def refuse_storage_failures() -> None:
         "STORAGE_FULL",
         "The service's disk is full; nothing of this call was kept.",
         "Try again later; the operator has to free some space.",
+        retry_milliseconds=_LATER_MILLISECONDS,
+    )
+    refuse_as(
+        BlobsUnavailable,
+        grpc.StatusCode.UNAVAILABLE,
+        "BLOBS_UNAVAILABLE",
+        "The store of blobs does not answer, or refuses: whether this call was kept is not known.",
+        "Send the same call again later; nothing is kept twice.",
         retry_milliseconds=_LATER_MILLISECONDS,
     )
     refuse_as(

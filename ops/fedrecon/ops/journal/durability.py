@@ -30,7 +30,7 @@ async def check_durability(call: Call, *, accepted_loss: bool = False) -> None:
         DurabilityRefused: If not, with the settings to change.
         redis.exceptions.ReadOnlyError: If it is a replica, for now.
     """
-    about = _fields(await call("INFO", "server")) | _fields(await call("INFO", "replication"))
+    about = fields_of(await call("INFO", "server")) | fields_of(await call("INFO", "replication"))
     version = tuple(int(part) for part in about.get("redis_version", "0.0").split(".")[:2])
     if version < _OLDEST_VERSION:
         raise DurabilityRefused(f"the server is Redis {about.get('redis_version')}: use Redis 7.0 or later, or Valkey")
@@ -52,6 +52,7 @@ async def check_durability(call: Call, *, accepted_loss: bool = False) -> None:
         raise DurabilityRefused(f"the server does not keep what it acknowledges ({has}): {needs}, {_WAIVER}")
 
 
-def _fields(reply: bytes) -> dict[str, str]:
+def fields_of(reply: bytes) -> dict[str, str]:
+    """Read what `INFO` replies."""
     lines = (line.partition(":") for line in reply.decode().splitlines() if not line.startswith("#"))
     return {name: value for name, separator, value in lines if separator}

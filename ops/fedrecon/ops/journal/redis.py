@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from redis.exceptions import RedisError
@@ -37,8 +37,8 @@ from fedrecon.ops.journal import (
     checked_name,
     checked_version,
 )
-from fedrecon.ops.journal.durability import check_durability
-from fedrecon.ops.journal.shared_connection import Argument, SharedConnection
+from fedrecon.ops.journal.durability import check_durability, fields_of
+from fedrecon.ops.journal.shared_connection import Argument, Note, SharedConnection
 
 _KEPT_AFTER_LEASE_MILLISECONDS = 24 * 60 * 60 * 1000
 """How long a lease that ran out is still the newest; after that it is forgotten, and its holder has lost it."""
@@ -49,6 +49,19 @@ _LONGEST_BLOCK_MILLISECONDS = 5_000
 _PAUSE_AFTER_FAILURE_SECONDS = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a journal's server stands.
+
+    Attributes:
+        used_ratio: Share of the memory that it may use, or else of its machine's, that it uses.
+        server_seconds: Its clock, Unix seconds.
+    """
+
+    used_ratio: float
+    server_seconds: float
+
+
 class RedisJournal:
     """A journal that many processes share. Make it with `RedisJournal.connect`, inside the event loop that uses it.
 
@@ -56,17 +69,32 @@ class RedisJournal:
         url: `redis://`, `rediss://` or `unix://`.
         accepted_loss: Take a server that can lose what it acknowledged.
         patience_seconds: How long a command is repeated while the server is away.
+        note: Told how every trip to the server ended, and its seconds.
     """
 
-    def __init__(self, url: str, *, accepted_loss: bool = False, patience_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        accepted_loss: bool = False,
+        patience_seconds: float = 60.0,
+        note: Note | None = None,
+    ) -> None:
         self._shared = SharedConnection(
-            url, patience_seconds, lambda call: check_durability(call, accepted_loss=accepted_loss)
+            url, patience_seconds, lambda call: check_durability(call, accepted_loss=accepted_loss), note
         )
         self._waits: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._idle: list[Any] = []  # connections that blocked for a tail and are free again
 
     @classmethod
-    async def connect(cls, url: str, *, accepted_loss: bool = False, patience_seconds: float = 60.0) -> Self:
+    async def connect(
+        cls,
+        url: str,
+        *,
+        accepted_loss: bool = False,
+        patience_seconds: float = 60.0,
+        note: Note | None = None,
+    ) -> Self:
         """Open a journal and see that its server is there and durable.
 
         Raises:
@@ -74,7 +102,7 @@ class RedisJournal:
             JournalUnavailable: If it cannot be reached.
             ValueError: If the URL is of another kind.
         """
-        journal = cls(url, accepted_loss=accepted_loss, patience_seconds=patience_seconds)
+        journal = cls(url, accepted_loss=accepted_loss, patience_seconds=patience_seconds, note=note)
         try:
             await journal.ping()
         except BaseException:
@@ -195,6 +223,18 @@ class RedisJournal:
     async def ping(self) -> None:
         """Return if the server answers. See `Journal.ping`."""
         await self._shared.call("PING")
+
+    async def standing(self) -> Standing:
+        """Ask the server how full it is, and what time it has.
+
+        Raises:
+            JournalUnavailable: If it does not say.
+        """
+        memory, instant = await asyncio.gather(self._shared.call("INFO", "memory"), self._shared.call("TIME"))
+        told = fields_of(memory)
+        limit = int(told.get("maxmemory", 0)) or int(told.get("total_system_memory", 0))
+        seconds, microseconds = (int(part) for part in instant)
+        return Standing(int(told["used_memory"]) / limit if limit else 0.0, seconds + microseconds / 1e6)
 
     async def close(self) -> None:
         """Give all connections back. See `Journal.close`."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.resources
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ from fedrecon.ops.journal import JournalUnavailable
 
 Argument = bytes | str | int
 Check = Callable[[Callable[..., Awaitable[Any]]], Awaitable[None]]
+Note = Callable[[str, float], None]
 
 _BATCH_LIMIT = 1024
 _FIRST_PAUSE_SECONDS = 0.05
@@ -73,17 +75,19 @@ class SharedConnection:
         url: `redis://`, `rediss://` or `unix://`.
         patience_seconds: How long a command is repeated while the server is away.
         check: Run at every connect with a function that sends one command; what it raises ends the connection.
+        note: Told how every trip to the server ended, one of `fedrecon.ops.metrics.STORE_OUTCOMES`, and its seconds.
 
     Raises:
         ValueError: If the URL is of another kind.
     """
 
-    def __init__(self, url: str, patience_seconds: float, check: Check) -> None:
+    def __init__(self, url: str, patience_seconds: float, check: Check, note: Note | None = None) -> None:
         self._connection_arguments = dict(parse_url(url))
         self._connection_class: type[Any] = self._connection_arguments.pop("connection_class", Connection)  # type: ignore[assignment]
         self._place = _without_password(url)
         self._patience_seconds = patience_seconds
         self._check = check
+        self._note = note or (lambda _outcome, _seconds: None)
         self._asked: list[_Asked] = []
         self._sender: asyncio.Task[None] | None = None
         self._connection: Any = None
@@ -186,9 +190,12 @@ class SharedConnection:
         if not batch:
             return
         passing: Exception | None
+        began = time.monotonic()
         try:
             passing = await self._ask(batch)
+            self._note("ok" if passing is None else outcome_of(passing), time.monotonic() - began)
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
+            self._note(outcome_of(error), time.monotonic() - began)
             await self._hang_up()
             if not _is_passing(error):
                 self._fail_all(self._unavailable(error) if isinstance(error, RedisError) else error)
@@ -252,6 +259,31 @@ def _answer(asked: _Asked, reply: Any) -> None:
 def _refuse(asked: _Asked, error: Exception) -> None:
     if not asked.answer.done():
         asked.answer.set_exception(error)
+
+
+def outcome_of(error: Exception) -> str:
+    """Tell in one word what is wrong with the server.
+
+    Example:
+        >>> outcome_of(OutOfMemoryError("command not allowed when used memory > 'maxmemory'"))
+        'full'
+    """
+    match error:
+        case OutOfMemoryError():
+            outcome = "full"
+        case ResponseError() if str(error).startswith("MISCONF"):  # its append-only file cannot be written
+            outcome = "full"
+        case ReadOnlyError():
+            outcome = "read_only"
+        case ResponseError() if str(error).startswith("NOREPLICAS"):
+            outcome = "read_only"
+        case AuthenticationError():
+            outcome = "refused"
+        case RedisConnectionError() | RedisTimeoutError() | ClusterDownError() | MasterDownError() | OSError():
+            outcome = "away"
+        case _:
+            outcome = "refused"
+    return outcome
 
 
 def _is_passing(error: Exception) -> bool:
