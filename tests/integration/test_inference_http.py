@@ -18,7 +18,8 @@ import pytest
 from google.protobuf import json_format
 
 from fedrecon.ops.http_server import MOST_BODY_BYTES
-from fedrecon.v1.inference_pb2 import FindSimilarRequest, RecommendRequest, RecommendResponse
+from fedrecon.v1.admin_pb2 import RECOMMENDER_STAGE_CANARY, RECOMMENDER_STAGE_LIVE, Recommender
+from fedrecon.v1.inference_pb2 import FindSimilarRequest, GetRecommenderRequest, RecommendRequest, RecommendResponse
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.tensors import read_safetensors
 from support.inference_deployment import ITEMS, RETIRED, SECONDS, Deployment, compile_twelve_films, deployed
@@ -200,7 +201,9 @@ async def test_the_description_names_every_path_and_field(deployment: Deployment
     told = (await ask(deployment, "/openapi.json")).told
     assert told["openapi"].startswith("3.1")
     asked = told["components"]["schemas"]["RecommendRequest"]["properties"]
-    assert {"columns", "count", "exclude_seen", "excluded_keys", "allowed_keys", "reasons"} == set(asked)
+    assert {"columns", "count", "exclude_seen", "excluded_keys", "allowed_keys", "reasons", "place", "version"} == set(
+        asked
+    )
     for path, operations in told["paths"].items():
         for method in operations:
             filled = path.format(task="films", key="key-2", digest="0" * 64)
@@ -223,6 +226,57 @@ async def test_a_newer_checkpoint_takes_the_place_of_the_one_before(deployment: 
     assert digest_of(stale.body).hex() == now["recommender"]["digest"]
 
 
+async def test_live_and_canary_answer_by_place_and_say_which_they_are(deployment: Deployment) -> None:
+    live, canary = deployment.task("films", 0.25), deployment.task("films", 0.5)
+    promoted = [
+        Recommender(version=2, stage=RECOMMENDER_STAGE_LIVE, round=3, checkpoint=live.checkpoint, spec=live.spec),
+        Recommender(
+            version=5,
+            stage=RECOMMENDER_STAGE_CANARY,
+            round=9,
+            checkpoint=canary.checkpoint,
+            spec=canary.spec,
+            canary_places=2_500,
+        ),
+    ]
+    await deployment.coordinator.commit(deployment.task("films", 0.75, recommenders=promoted), 11)
+    async with asyncio.timeout(SECONDS):
+        while "canary" not in (told := (await ask(deployment, "/v1/tasks/films")).told):  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.02)
+    assert (told["version"], told["round"]) == (2, 3)
+    assert told["canary"] == {"version": 5, "round": 9, "places": 2_500}
+    over_http: dict[Any, Any] = {}
+    for asked in ({}, {"place": 2_499}, {"place": 2_500}, {"version": 5}, {"place": 0, "version": 2}):
+        answer = await ask(deployment, "/v1/tasks/films/recommend", {**RATED, **asked})
+        request = json_format.ParseDict({**RATED, **asked, "task": "films", "count": 10}, RecommendRequest())
+        request.exclude_seen = True
+        response = await deployment.inference.Recommend(request, timeout=SECONDS)
+        assert answer.told["version"] == str(response.version)
+        assert answer.told["checkpoint_digest"] == response.checkpoint_digest.hex()
+        over_http[tuple(asked.items())] = response.version
+    assert list(over_http.values()) == [2, 5, 2, 5, 2]
+    similar = await ask(deployment, "/v1/tasks/films/similar/key-1?place=17")
+    assert similar.told["version"] == "5"
+    for wrong, status, reason in (("place=10000", 400, "BAD_PLACE"), ("version=4", 404, "UNKNOWN_VERSION")):
+        answer = await ask(deployment, f"/v1/tasks/films?{wrong}")
+        assert (answer.status, answer.told["reason"]) == (status, reason)
+    held = await ask(deployment, "/v1/tasks/films/recommender.onnx?version=5")
+    named = await deployment.inference.GetRecommender(GetRecommenderRequest(task="films"), timeout=SECONDS)
+    assert (named.version, named.canary.places, named.canary.recommender.version) == (2, 2_500, 5)
+    assert digest_of(held.body) == named.canary.recommender.recommender.digest
+
+
+async def test_the_card_of_what_is_live_names_its_files_and_claims_nothing_more(deployment: Deployment) -> None:
+    card = (await ask(deployment, "/v1/tasks/films/card.json")).told
+    live = (await ask(deployment, "/v1/tasks/films")).told
+    assert card["files"]["recommender"]["digest"] == live["recommender"]["digest"]
+    assert card["privacy"] == "no DP guarantee: the task has no noise"
+    assert card["quality"] is None
+    page = await ask(deployment, "/v1/tasks/films/card.md")
+    assert page.headers["content-type"].startswith("text/markdown")
+    assert live["checkpoint_digest"] in page.body.decode()
+
+
 async def test_the_playground_is_a_page_that_may_load_nothing_from_elsewhere(deployment: Deployment) -> None:
     page = await ask(deployment, "/")
     assert page.status == 200
@@ -241,4 +295,4 @@ async def test_the_playground_is_a_page_that_may_load_nothing_from_elsewhere(dep
     for wrong in ("/playground/../http_face.py", "/playground/%2e%2e/http_face.py", "/playground/nothing.js"):
         assert (await ask(deployment, wrong)).status == 404
     live = (await ask(deployment, "/v1/tasks")).told
-    assert live == {"tasks": [{"task": "films", "round": 3}]}
+    assert live == {"tasks": [{"task": "films", "round": 3, "version": 0}]}

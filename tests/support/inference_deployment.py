@@ -64,6 +64,7 @@ class Coordinator(AdminServicer):
 
     async def commit(self, task: admin_pb2.Task, round_number: int) -> None:
         async with self.changed:
+            task.live_round = round_number
             self.tasks[task.spec.name] = task
             self.rounds[task.checkpoint.digest] = round_number
             self.changed.notify_all()
@@ -86,6 +87,10 @@ class Coordinator(AdminServicer):
                 await self.changed.wait_for(lambda: self.tasks[request.task] is not told)  # noqa: B023 - awaited at once
                 told = self.tasks[request.task]
             yield admin_pb2.WatchTaskResponse(task=told)
+
+    async def GetPrivacy(self, request: Any, context: Any) -> admin_pb2.GetPrivacyResponse:  # noqa: N802 - the same
+        del request, context
+        return admin_pb2.GetPrivacyResponse(statement="no DP guarantee: the task has no noise")
 
     async def ListCheckpoints(self, request: Any, context: Any) -> admin_pb2.ListCheckpointsResponse:  # noqa: N802 - the same
         del request, context

@@ -13,6 +13,7 @@ import pytest
 from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.measures import Measures
 from fedrecon.inference.publishing import Publication
+from fedrecon.inference.versions import Wanted
 from fedrecon.ops.blobs import BlobMissing
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.metrics import Metrics
@@ -24,7 +25,9 @@ SECONDS = 10.0
 
 def task_with(checkpoint: str, name: str = "films", **spec: Any) -> admin_pb2.Task:
     return admin_pb2.Task(
-        spec=task_pb2.TaskSpec(name=name, **spec), checkpoint=BlobReference(digest=checkpoint.encode(), size=1)
+        spec=task_pb2.TaskSpec(name=name, **spec),
+        checkpoint=BlobReference(digest=checkpoint.encode(), size=1),
+        live_round=7,
     )
 
 
@@ -50,12 +53,10 @@ class Admin:
         while True:
             yield admin_pb2.WatchTaskResponse(task=await self.states.get())
 
-    async def ListCheckpoints(self, request: Any, timeout: float) -> admin_pb2.ListCheckpointsResponse:  # noqa: N802, ASYNC109
+    async def GetPrivacy(self, request: Any, timeout: float) -> admin_pb2.GetPrivacyResponse:  # noqa: N802, ASYNC109
         del request
         assert timeout > 0
-        return admin_pb2.ListCheckpointsResponse(
-            checkpoints=[admin_pb2.Checkpoint(round=7, blob=BlobReference(digest=b"first"))]
-        )
+        return admin_pb2.GetPrivacyResponse(statement="no DP guarantee")
 
 
 class Exports:
@@ -67,24 +68,14 @@ class Exports:
         self.may_go_on.set()
         self.failures: list[Exception] = []
 
-    def __call__(self, task: admin_pb2.Task, round_number: int, blobs: Any) -> Publication:
+    def __call__(self, wanted: Wanted, blobs: Any) -> Publication:
         del blobs
-        self.exported.append((task.checkpoint.digest.decode(), round_number))
+        self.exported.append((wanted.checkpoint.digest.decode(), wanted.round))
         assert self.may_go_on.wait(SECONDS)
         if self.failures:
             raise self.failures.pop(0)
         unopened = cast("Any", None)
-        return Publication(
-            task.spec.name,
-            round_number,
-            task.checkpoint,
-            b"",
-            BlobReference(),
-            BlobReference(),
-            unopened,
-            0.0,
-            unopened,
-        )
+        return Publication(wanted, b"", BlobReference(), BlobReference(), unopened, 0.0, unopened)
 
 
 @pytest.fixture
@@ -124,7 +115,7 @@ class Followed:
             while True:
                 assert not self._following.done()
                 try:
-                    live = self.catalogue.live(task)
+                    live = self.catalogue.choose(task)
                 except Refusal:
                     live = None
                 if live is not None and live.checkpoint.digest == checkpoint.encode():
@@ -136,7 +127,7 @@ class Followed:
             while True:
                 assert not self._following.done()
                 with pytest.raises(Refusal) as caught:
-                    self.catalogue.live(task)
+                    self.catalogue.choose(task)
                 if caught.value.reason == reason:
                     return caught.value
                 await asyncio.sleep(0.005)
@@ -197,7 +188,7 @@ async def test_a_task_that_cannot_be_exported_does_not_stop_the_others(exports: 
 async def test_before_the_coordinator_was_heard_no_task_is_called_unknown(exports: Exports) -> None:
     followed = Followed(Admin())
     with pytest.raises(Refusal) as caught:
-        followed.catalogue.live("films")
+        followed.catalogue.choose("films")
     assert caught.value.reason == "NOT_READY"
     assert caught.value.retry_milliseconds is not None
     async with followed:
@@ -233,3 +224,95 @@ async def test_what_is_served_is_refreshed_and_exported_again_where_it_is_missin
         await until(lambda: len(blobs.refreshed) > before)
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+def version_of(number: int, stage: str, checkpoint: str, places: int = 0) -> admin_pb2.Recommender:
+    return admin_pb2.Recommender(
+        version=number,
+        stage=admin_pb2.RecommenderStage.Value(f"RECOMMENDER_STAGE_{stage}"),
+        round=10 * number,
+        checkpoint=BlobReference(digest=checkpoint.encode(), size=1),
+        spec=task_pb2.TaskSpec(name="films"),
+        canary_places=places,
+    )
+
+
+def serving(*versions: admin_pb2.Recommender, by_promotion: bool = True) -> admin_pb2.Task:
+    task = task_with("newest", serving=task_pb2.Serving(by_promotion=by_promotion))
+    task.recommenders.extend(versions)
+    return task
+
+
+async def test_nothing_answers_before_something_was_promoted_where_the_task_wants_that(exports: Exports) -> None:
+    async with Followed(Admin(serving())) as followed:
+        refusal = await followed.until_refused("NOT_PROMOTED", "films")
+        assert "promote" in refusal.advice
+    assert exports.exported == []
+
+
+async def test_from_the_first_promotion_on_commits_change_nothing(exports: Exports) -> None:
+    admin = Admin(task_with("first"))
+    async with Followed(admin) as followed:
+        await followed.until_live("first")
+        admin.states.put_nowait(serving(version_of(1, "LIVE", "first"), by_promotion=False))
+        await until(lambda: followed.catalogue.choose("films").version == 1)
+    assert exports.exported == [("first", 7), ("first", 10)]
+
+
+@pytest.mark.parametrize(("places", "on_canary"), [(0, 0), (1, 1), (2_500, 2_500), (10_000, 10_000)])
+async def test_a_canary_answers_exactly_the_places_below_its_own(exports: Exports, places: int, on_canary: int) -> None:
+    admin = Admin(serving(version_of(1, "LIVE", "live"), version_of(2, "CANARY", "canary", places)))
+    async with Followed(admin) as followed:
+        await followed.until_live("live")
+        await until(lambda: followed.catalogue.canary("films") is not None)
+        choose = followed.catalogue.choose
+        assert sum(choose("films", place).version == 2 for place in range(10_000)) == on_canary
+        assert choose("films").version == 1
+        assert choose("films", 0, version=1).version == 1
+    assert len(exports.exported) == 2
+
+
+async def test_a_promotion_of_the_canary_and_a_roll_back_swap_without_an_export(exports: Exports) -> None:
+    admin = Admin(serving(version_of(1, "LIVE", "one"), version_of(2, "CANARY", "two", 500)))
+    async with Followed(admin) as followed:
+        await until(lambda: len(exports.exported) == 2)
+        admin.states.put_nowait(serving(version_of(2, "LIVE", "two"), version_of(1, "RETIRED", "one")))
+        await until(lambda: followed.catalogue.choose("films").version == 2)
+        await until(lambda: followed.catalogue.canary("films") is None)
+        assert followed.catalogue.choose("films", version=1).checkpoint.digest == b"one"
+        admin.states.put_nowait(serving(version_of(1, "LIVE", "one"), version_of(2, "RETIRED", "two")))
+        await until(lambda: followed.catalogue.choose("films").version == 1)
+        assert followed.catalogue.choose("films", version=2).checkpoint.digest == b"two"
+        with pytest.raises(Refusal, match="Version 3"):
+            followed.catalogue.choose("films", version=3)
+    assert len(exports.exported) == 2
+
+
+async def test_what_is_promoted_but_cannot_be_exported_leaves_the_one_before_live(exports: Exports) -> None:
+    admin = Admin(serving(version_of(1, "LIVE", "one")))
+    async with Followed(admin) as followed:
+        await followed.until_live("one")
+        exports.failures = [ValueError("has no items")]
+        admin.states.put_nowait(serving(version_of(2, "LIVE", "two"), version_of(1, "RETIRED", "one")))
+        await until(lambda: len(exports.exported) == 2)
+        await until(lambda: bool(followed.catalogue._followed["films"].problem))
+        assert followed.catalogue.choose("films").version == 1
+        # It is not tried again until something changes; a roll-back is served at once.
+        admin.states.put_nowait(serving(version_of(1, "LIVE", "one"), version_of(2, "RETIRED", "two")))
+        await until(admin.states.empty)
+        await until(lambda: not followed.catalogue._followed["films"].problem)
+        assert followed.catalogue.choose("films").version == 1
+
+
+async def test_replicas_that_heard_the_same_serve_the_same(exports: Exports) -> None:
+    told = serving(
+        version_of(4, "LIVE", "four"), version_of(6, "CANARY", "six", 300), version_of(3, "RETIRED", "three")
+    )
+    async with Followed(Admin(told)) as one, Followed(Admin(told)) as other:
+        await until(lambda: len(exports.exported) == 6)
+        await until(
+            lambda: all(len(each.catalogue._followed["films"].served.publications) == 3 for each in (one, other))
+        )
+        for place in (None, 0, 299, 300, 9_999):
+            chosen = {each.catalogue.choose("films", place).checkpoint.digest for each in (one, other)}
+            assert len(chosen) == 1

@@ -12,6 +12,7 @@ from fedrecon.inference.publishing import Publication
 from fedrecon.inference.recommending import DivergedError, KeysOrNumbers, Ranking, UnusableExamplesError
 from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.inference_pb2 import (
+    Canary,
     FindSimilarRequest,
     FindSimilarResponse,
     GetRecommenderResponse,
@@ -22,15 +23,25 @@ from fedrecon.v1.inference_pb2 import (
 )
 
 
-def describe(live: Publication) -> GetRecommenderResponse:
-    """Names the files of what is live."""
-    return GetRecommenderResponse(
+def describe(live: Publication, canary: tuple[Publication, int] | None = None) -> GetRecommenderResponse:
+    """Names the files of what is live.
+
+    Args:
+        live: what is.
+        canary: what some devices get instead, and the places that do.
+    """
+    told = GetRecommenderResponse(
         recommender=live.recommender,
         vocabulary=live.vocabulary,
         round=live.round,
         checkpoint_digest=live.checkpoint.digest,
         plan_digest=live.plan_digest,
+        version=live.version,
     )
+    if canary is not None:
+        publication, places = canary
+        told.canary.CopyFrom(Canary(places=places, recommender=describe(publication)))
+    return told
 
 
 def recommend(live: Publication, request: RecommendRequest) -> RecommendResponse:
@@ -65,6 +76,7 @@ def recommend(live: Publication, request: RecommendRequest) -> RecommendResponse
         round=live.round,
         checkpoint_digest=live.checkpoint.digest,
         unknown_keys=ranking.unknown_keys,
+        version=live.version,
     )
 
 
@@ -100,6 +112,7 @@ def find_similar(live: Publication, request: FindSimilarRequest) -> FindSimilarR
         ],
         round=live.round,
         checkpoint_digest=live.checkpoint.digest,
+        version=live.version,
     )
 
 

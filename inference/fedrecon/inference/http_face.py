@@ -5,10 +5,14 @@
 | `GET /v1/tasks` | tasks with something live |
 | `GET /v1/tasks/TASK` | what is live: fields, digests, sizes and where the files are |
 | `GET /v1/tasks/TASK/recommender.onnx`, `.items` | the files that are live |
+| `GET /v1/tasks/TASK/card.json`, `card.md` | the model card of what is live |
 | `GET /v1/blobs/DIGEST` | the same by digest: a file that never changes |
 | `POST /v1/tasks/TASK/recommend` | opt-in: recommends to a user whose examples come along |
 | `GET /v1/tasks/TASK/similar/KEY?count=10` | items that are like one |
 | `GET /openapi.json` | all of it for programs |
+
+All but the blobs take `?version=3` for whoever holds to a version, and `?place=42` for a canary
+(`fedrecon.wire.places`); `recommend` takes both in its body.
 
 Rules: files have their digest as ETag, so that who has one already is told so (304), may be fetched in parts (Range),
 and travel compressed where they are whole and the caller can read it. Bodies are the JSON form of `inference.proto`;
@@ -21,7 +25,7 @@ import asyncio
 import gzip
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import json_format
@@ -31,6 +35,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fedrecon.inference import answering
+from fedrecon.inference.cards import card_markdown, make_card
 from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.openapi import describe_api
@@ -49,6 +54,8 @@ _NEVER_CHANGES = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
 _DEFAULT_COUNT = 10
 _QUICK_COMPRESSION = 1
+
+Default = TypeVar("Default", int, None)
 
 
 class HttpFace:
@@ -72,6 +79,8 @@ class HttpFace:
             Route("/v1/tasks/{task}", self.live),
             Route("/v1/tasks/{task}/recommender.onnx", self.recommender),
             Route("/v1/tasks/{task}/recommender.items", self.items),
+            Route("/v1/tasks/{task}/card.json", self.card),
+            Route("/v1/tasks/{task}/card.md", self.card),
             Route("/v1/tasks/{task}/recommend", self.recommend, methods=["POST"]),
             Route("/v1/tasks/{task}/similar/{key:path}", self.similar),
             Route("/v1/blobs/{digest}", self.blob),
@@ -81,7 +90,8 @@ class HttpFace:
     async def tasks(self, request: Request) -> Response:
         """Names the tasks that have something live."""
         del request
-        told = [{"task": live.task, "round": live.round} for live in self._catalogue.all_live()]
+        live = self._catalogue.all_live()
+        told = [{"task": each.task, "round": each.round, "version": each.version} for each in live]
         return JSONResponse({"tasks": told}, headers={"cache-control": _ASK_AGAIN})
 
     async def live(self, request: Request) -> Response:
@@ -90,12 +100,15 @@ class HttpFace:
         told = {
             "task": live.task,
             "round": live.round,
+            "version": live.version,
             "fields": [asdict(each) for each in live.answering.fields],
             "recommender": _file(live.recommender),
             "items": _file(live.vocabulary),
             "checkpoint_digest": live.checkpoint.digest.hex(),
             "plan_digest": live.plan_digest.hex(),
         }
+        if (canary := self._catalogue.canary(live.task)) is not None:
+            told["canary"] = {"version": canary[0].version, "round": canary[0].round, "places": canary[1]}
         return JSONResponse(told, headers={"cache-control": _ASK_AGAIN})
 
     async def recommender(self, request: Request) -> Response:
@@ -116,20 +129,29 @@ class HttpFace:
 
     async def recommend(self, request: Request) -> Response:
         """Recommends to a user whose examples came along."""
-        live = self._live(request)
         asked = RecommendRequest(count=_DEFAULT_COUNT, exclude_seen=True)
+        task = request.path_params["task"]
+        self._catalogue.choose(task)  # who asks for what is not there is told so, whatever the body
         _parse(await read_body(request), asked)
-        asked.task = live.task
+        asked.task = task
+        live = self._catalogue.choose(task, asked.place if asked.HasField("place") else None, asked.version)
         return _told(await self._threads.run(answering.recommend, live, asked))
 
     async def similar(self, request: Request) -> Response:
         """Names items that are like one."""
         live = self._live(request)
-        count = request.query_params.get("count", str(_DEFAULT_COUNT))
-        if not count.isascii() or not count.isdigit() or int(count) >= 1 << 32:
-            raise _malformed(f"count={count[:40]!r} is no number")
-        asked = FindSimilarRequest(task=live.task, key=request.path_params["key"], count=int(count))
+        count = _number_in(request, "count", _DEFAULT_COUNT)
+        asked = FindSimilarRequest(task=live.task, key=request.path_params["key"], count=count)
         return _told(await self._threads.run(answering.find_similar, live, asked))
+
+    async def card(self, request: Request) -> Response:
+        """Gives the model card, for programs or for people."""
+        live = self._live(request)
+        card = make_card(live, self._catalogue.privacy(live.task))
+        headers = {"cache-control": _ASK_AGAIN}
+        if request.url.path.endswith(".md"):
+            return Response(card_markdown(card), headers=headers, media_type="text/markdown; charset=utf-8")
+        return JSONResponse(card, headers=headers)
 
     async def openapi(self, request: Request) -> Response:
         """Describes all of it."""
@@ -137,7 +159,8 @@ class HttpFace:
         return JSONResponse(describe_api())
 
     def _live(self, request: Request) -> Publication:
-        return self._catalogue.live(request.path_params["task"])
+        place = _number_in(request, "place", None)
+        return self._catalogue.choose(request.path_params["task"], place, _number_in(request, "version", 0))
 
     async def _content(self, request: Request, digest: bytes, caching: str) -> Response:
         tag = f'"{digest.hex()}"'
@@ -177,6 +200,16 @@ class HttpFace:
             return self._blobs.read(digest, offset, length)
         except BlobMissing as error:
             raise _not_found("UNKNOWN_BLOB", f"The file {digest.hex()} is not in the blob store.") from error
+
+
+def _number_in(request: Request, name: str, default: Default) -> int | Default:
+    """Returns a number of the query; the default where there is none."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
+        raise _malformed(f"{name}={text[:40]!r} is no number")
+    return int(text)
 
 
 def _file(blob: BlobReference) -> dict[str, Any]:

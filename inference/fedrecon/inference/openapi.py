@@ -24,6 +24,7 @@ _FILE = {
     "required": ["digest", "size", "path"],
     "properties": {"digest": _HEXADECIMAL, "size": {"type": "integer"}, "path": {"type": "string"}},
 }
+_VERSION = {"type": "integer", "description": "0: the newest committed checkpoint"}
 _TASKS = {
     "type": "object",
     "required": ["tasks"],
@@ -32,8 +33,8 @@ _TASKS = {
             "type": "array",
             "items": {
                 "type": "object",
-                "required": ["task", "round"],
-                "properties": {"task": {"type": "string"}, "round": {"type": "integer"}},
+                "required": ["task", "round", "version"],
+                "properties": {"task": {"type": "string"}, "round": {"type": "integer"}, "version": _VERSION},
             },
         }
     },
@@ -51,10 +52,20 @@ _TAKEN_FIELD = {
 }
 _LIVE = {
     "type": "object",
-    "required": ["task", "round", "fields", "recommender", "items", "checkpoint_digest", "plan_digest"],
+    "required": ["task", "round", "version", "fields", "recommender", "items", "checkpoint_digest", "plan_digest"],
     "properties": {
         "task": {"type": "string"},
         "round": {"type": "integer"},
+        "version": _VERSION,
+        "canary": {
+            "type": "object",
+            "required": ["version", "round", "places"],
+            "properties": {
+                "version": _VERSION,
+                "round": {"type": "integer"},
+                "places": {"type": "integer", "description": "of 10,000 places of users, those below get it"},
+            },
+        },
         "fields": {"type": "array", "items": _TAKEN_FIELD},
         "recommender": _FILE,
         "items": _FILE,
@@ -79,7 +90,10 @@ def describe_api() -> dict[str, Any]:
     task, key = _parameter("task", "path"), _parameter("key", "path")
     digest = {**_parameter("digest", "path"), "schema": _HEXADECIMAL}
     count = {**_parameter("count", "query"), "required": False, "schema": {"type": "integer", "minimum": 1}}
-    schemas: dict[str, Any] = {"Live": _LIVE, "Refusal": _REFUSAL, "Tasks": _TASKS}
+    held = {**_parameter("version", "query"), "required": False, "schema": {"type": "integer", "minimum": 0}}
+    place = {**_parameter("place", "query"), "required": False, "schema": {"type": "integer", "maximum": 9999}}
+    chosen = [task, place, held]
+    schemas: dict[str, Any] = {"Card": {"type": "object"}, "Live": _LIVE, "Refusal": _REFUSAL, "Tasks": _TASKS}
     for message in (RecommendRequest, RecommendResponse, FindSimilarResponse):
         _note(message.DESCRIPTOR, schemas)
     del schemas["RecommendRequest"]["properties"]["task"]  # it is in the path
@@ -89,9 +103,11 @@ def describe_api() -> dict[str, Any]:
         "info": {"title": "fedrecon inference", "version": version("fedrecon")},
         "paths": {
             "/v1/tasks": {"get": _operation("Tasks with something live", [], _json("Tasks"))},
-            "/v1/tasks/{task}": {"get": _operation("What is live", [task], _json("Live"))},
-            "/v1/tasks/{task}/recommender.onnx": {"get": _operation("The live ONNX file", [task], _binary())},
-            "/v1/tasks/{task}/recommender.items": {"get": _operation("Its vocabulary", [task], _binary())},
+            "/v1/tasks/{task}": {"get": _operation("What is live", chosen, _json("Live"))},
+            "/v1/tasks/{task}/recommender.onnx": {"get": _operation("The live ONNX file", chosen, _binary())},
+            "/v1/tasks/{task}/recommender.items": {"get": _operation("Its vocabulary", chosen, _binary())},
+            "/v1/tasks/{task}/card.json": {"get": _operation("Its model card", chosen, _json("Card"))},
+            "/v1/tasks/{task}/card.md": {"get": _operation("The same for people", chosen, _markdown())},
             "/v1/blobs/{digest}": {"get": _operation("A live file by its digest", [digest], _binary())},
             "/v1/tasks/{task}/recommend": {
                 "post": {
@@ -104,7 +120,7 @@ def describe_api() -> dict[str, Any]:
                 }
             },
             "/v1/tasks/{task}/similar/{key}": {
-                "get": _operation("Items that are like one", [task, key, count], _json("FindSimilarResponse"))
+                "get": _operation("Items that are like one", [*chosen, key, count], _json("FindSimilarResponse"))
             },
         },
         "components": {"schemas": schemas},
@@ -128,6 +144,10 @@ def _parameter(name: str, place: str) -> dict[str, Any]:
 
 def _json(schema: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _markdown() -> dict[str, Any]:
+    return {"text/markdown": {}}
 
 
 def _binary() -> dict[str, Any]:

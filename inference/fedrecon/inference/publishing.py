@@ -1,7 +1,7 @@
-"""A task's checkpoint becomes a recommender that answers: fetch, export, prove, keep, open.
+"""A version of what a task serves becomes a recommender that answers: fetch, export, prove, keep, open.
 
 Rules: blocks, and is called from threads. What it makes lies in the blob store before anybody is told of it. The same
-task and checkpoint give the same recommender, on every replica.
+version gives the same recommender, on every replica.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from fedrecon.inference.bundles import fetch_verified, read_bundle, read_checkpo
 from fedrecon.inference.recommending import OpenRecommender
 from fedrecon.inference.similarity import ItemVectors
 from fedrecon.inference.verifying import export_proved
+from fedrecon.inference.versions import Wanted
 from fedrecon.ops.blobs import BlobStore
-from fedrecon.v1.admin_pb2 import Task
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.wire.vocabularies import read_vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A recommender that is live.
+    """A recommender that answers.
 
     Attributes:
-        task: name of its task.
-        round: the round that made its checkpoint; 0 for the plan's initial one.
-        checkpoint: the checkpoint.
+        wanted: the version that it is of.
         plan_digest: the plan.
         recommender: the ONNX file.
         vocabulary: its items.
@@ -34,9 +32,7 @@ class Publication:
         vectors: of its items.
     """
 
-    task: str
-    round: int
-    checkpoint: BlobReference
+    wanted: Wanted
     plan_digest: bytes
     recommender: BlobReference
     vocabulary: BlobReference
@@ -44,13 +40,32 @@ class Publication:
     largest_difference: float
     vectors: ItemVectors
 
+    @property
+    def task(self) -> str:
+        """Name of its task."""
+        return self.wanted.spec.name
 
-def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
-    """Returns the recommender of a task's live checkpoint, kept in the blob store.
+    @property
+    def version(self) -> int:
+        """Its number; 0: the newest committed checkpoint."""
+        return self.wanted.version
+
+    @property
+    def round(self) -> int:
+        """The round that made its checkpoint; 0 for the plan's initial one."""
+        return self.wanted.round
+
+    @property
+    def checkpoint(self) -> BlobReference:
+        """Its checkpoint."""
+        return self.wanted.checkpoint
+
+
+def publish(wanted: Wanted, blobs: BlobStore) -> Publication:
+    """Returns the recommender of a version, kept in the blob store.
 
     Args:
-        task: the task as it stands; its checkpoint is the live one.
-        round_number: the round that made that checkpoint.
+        wanted: the version.
         blobs: where plan and checkpoint lie, and where the recommender goes.
 
     Raises:
@@ -62,16 +77,15 @@ def publish(task: Task, round_number: int, blobs: BlobStore) -> Publication:
     def fetch(blob: BlobReference) -> bytes:
         return blobs.read(blob.digest)
 
-    bundle = read_bundle(fetch_verified(task.spec.plan, "plan", fetch), fetch)
-    checkpoint = fetch_verified(task.checkpoint, "checkpoint", fetch)
-    vocabulary = bundle.vocabulary(task.spec.vocabularies)
+    spec = wanted.spec
+    bundle = read_bundle(fetch_verified(spec.plan, "plan", fetch), fetch)
+    checkpoint = fetch_verified(wanted.checkpoint, "checkpoint", fetch)
+    vocabulary = bundle.vocabulary(spec.vocabularies)
     items = fetch_verified(vocabulary, "vocabulary", fetch)
-    exported = export_proved(bundle, checkpoint, items, task.spec.name, round_number, task.spec.work)
+    exported = export_proved(bundle, checkpoint, items, spec.name, wanted.round, spec.work)
     opened = read_vocabulary(items)
     return Publication(
-        task=task.spec.name,
-        round=round_number,
-        checkpoint=task.checkpoint,
+        wanted=wanted,
         plan_digest=bundle.digest,
         recommender=BlobReference(digest=blobs.put(exported.recommender), size=len(exported.recommender)),
         vocabulary=vocabulary,

@@ -11,6 +11,7 @@ from typing import Any
 from fedrecon.inference import answering
 from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.model_threads import ModelThreads
+from fedrecon.inference.publishing import Publication
 from fedrecon.v1.inference_pb2 import (
     FindSimilarRequest,
     FindSimilarResponse,
@@ -35,16 +36,21 @@ class InferenceService(InferenceServicer):
         self._threads = threads
 
     async def GetRecommender(self, request: GetRecommenderRequest, context: Any) -> GetRecommenderResponse:  # noqa: N802 - named by the contract
-        """Names the recommender that is live."""
+        """Names the recommender that is live, with the canary beside it, or one that is held to."""
         del context
-        return answering.describe(self._catalogue.live(request.task))
+        live = self._catalogue.choose(request.task, version=request.version)
+        return answering.describe(live, None if request.version else self._catalogue.canary(request.task))
 
     async def Recommend(self, request: RecommendRequest, context: Any) -> RecommendResponse:  # noqa: N802 - the same
         """Recommends to a user whose examples came along."""
         del context
-        return await self._threads.run(answering.recommend, self._catalogue.live(request.task), request)
+        return await self._threads.run(answering.recommend, self._chosen(request), request)
 
     async def FindSimilar(self, request: FindSimilarRequest, context: Any) -> FindSimilarResponse:  # noqa: N802 - the same
         """Names the items that are most like one."""
         del context
-        return await self._threads.run(answering.find_similar, self._catalogue.live(request.task), request)
+        return await self._threads.run(answering.find_similar, self._chosen(request), request)
+
+    def _chosen(self, request: RecommendRequest | FindSimilarRequest) -> Publication:
+        place = request.place if request.HasField("place") else None
+        return self._catalogue.choose(request.task, place, request.version)
