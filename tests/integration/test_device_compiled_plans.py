@@ -20,6 +20,7 @@ from fedrecon.device_sdk.runtime import Seeds, train
 from fedrecon.device_sdk.serving import predict_from, recommend_from, reconstruct_from
 from fedrecon.inference.bundles import read_bundle as read_inference_bundle
 from fedrecon.inference.exporting import Origin, export
+from fedrecon.inference.linear_forms import find_linear_form
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.models.matrix_factorization import ITEMS, matrix_factorization
 from fedrecon.learning.models.personal_network import personal_network
@@ -134,7 +135,10 @@ def test_the_exported_file_recommends_what_the_plan_does(compiled: Compiled, cou
         (compiled.path / "manifest.json").read_bytes(), lambda blob: compiled.blobs[blob.digest]
     )
     origin = Origin("films", 0, manifest.initial_checkpoint.digest, vocabulary.digest)
-    file = export(bundle, compiled.checkpoint, compiled.items[ITEMS], origin, LocalWork())
+    items = compiled.items[ITEMS]
+    form = find_linear_form(bundle, compiled.checkpoint, len(items.keys), LocalWork())
+    assert form is not None
+    file = export(bundle, compiled.checkpoint, items, origin, LocalWork(), form)
     recommender = Recommender(file, compiled.blobs[vocabulary.digest])
     columns = compiled.examples(count) if count else {}
     found = recommender.recommend(columns, 5, exclude=["film-3"])

@@ -17,6 +17,7 @@ from fedrecon.device_sdk.recommender import Recommender
 from fedrecon.device_sdk.runtime import Seeds, reconstruct, score
 from fedrecon.inference.bundles import read_bundle, read_items
 from fedrecon.inference.exporting import Origin, export
+from fedrecon.inference.linear_forms import find_linear_form
 from fedrecon.inference.verifying import verify_export
 from fedrecon.learning.model import FederatedModel
 from fedrecon.learning.models.implicit_feedback import ITEM_VECTORS, ITEMS, implicit_feedback
@@ -104,7 +105,10 @@ def test_a_recommender_ranks_for_users_with_and_without_choices(compiled: Compil
     items = read_items(served, vocabulary)
     checkpoint = read_safetensors(compiled.runnable.initial_checkpoint)
     origin = Origin("films", 0, digest_of(compiled.runnable.initial_checkpoint), digest_of(vocabulary))
-    content = export(served, checkpoint, items, origin, WORK)
+    form = find_linear_form(served, checkpoint, len(items.keys), WORK)
+    assert form is not None
+    assert form.background is not None
+    content = export(served, checkpoint, items, origin, WORK, form)
     assert verify_export(content, served, checkpoint, items, WORK) <= 1e-5
     recommender = Recommender(content, items=vocabulary)
     default = checkpoint[ITEM_VECTORS] @ checkpoint["default_user_vector"]

@@ -15,6 +15,7 @@ from onnx import parser
 
 from fedrecon.inference.bundles import Bundle, read_bundle, read_checkpoint, read_items
 from fedrecon.inference.exporting import Origin, export
+from fedrecon.inference.linear_forms import find_linear_form
 from fedrecon.inference.verifying import verify_export
 from fedrecon.v1 import common_pb2, plan_pb2
 from fedrecon.v1.common_pb2 import BlobReference
@@ -151,9 +152,12 @@ class Sample:
             (folder / "blobs" / digest.hex()).write_bytes(content)
         return folder
 
-    def export(self, work: LocalWork | None = None) -> bytes:
+    def export(self, work: LocalWork | None = None, *, laid: bool = False) -> bytes:
+        """Exports as the service does; `laid`: from the plan's own graphs, also where it is linear."""
+        work = work or LocalWork()
         items = read_items(self.bundle, self.vocabulary)
-        return export(self.bundle, self.checkpoint, items, self.origin, work or LocalWork())
+        form = None if laid else find_linear_form(self.bundle, self.checkpoint, len(items.keys), work)
+        return export(self.bundle, self.checkpoint, items, self.origin, work, form)
 
     def verify(self, recommender: bytes, work: LocalWork | None = None) -> float:
         items = read_items(self.bundle, self.vocabulary)

@@ -65,14 +65,16 @@ def ask(
 
 
 @pytest.mark.parametrize("biases", [True, False], ids=["biases", "no biases"])
-@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "steps"])
+@pytest.mark.parametrize("kind", ["at once", "steps", "steps, laid in"])
 @pytest.mark.parametrize("examples", [0, 1, 4, 5, 6, 29])
-def test_a_recommender_gives_the_scores_of_its_definition(biases: bool, at_once: bool, examples: int) -> None:
+def test_a_recommender_gives_the_scores_of_its_definition(biases: bool, kind: str, examples: int) -> None:
+    at_once = kind == "at once"
     sample = make_sample(biases=biases, at_once=at_once)
     random = np.random.default_rng(examples)
     rows = random.permutation(ITEMS)[:examples]
     ratings = random.uniform(0.5, 5.0, examples).astype(np.float32)
-    found, scores = ask(sample.export(), rows.tolist(), ratings.tolist(), [], ITEMS)
+    recommender = sample.export(laid=kind == "steps, laid in")
+    found, scores = ask(recommender, rows.tolist(), ratings.tolist(), [], ITEMS)
     schedule = sample.bundle.manifest.reconstruct_schedule
     expected = reference_scores(sample.checkpoint, rows, ratings, schedule, at_once=at_once)
     assert sorted(found) == sorted(set(range(ITEMS)) - set(RETIRED))
@@ -99,8 +101,9 @@ def test_the_tasks_schedule_and_rate_win_over_the_plans() -> None:
         sample.verify(recommender)
 
 
-def test_excluded_and_retired_rows_are_never_returned_whatever_k() -> None:
-    recommender = make_sample().export()
+@pytest.mark.parametrize("laid", [False, True], ids=["drawn", "laid in"])
+def test_excluded_and_retired_rows_are_never_returned_whatever_k(laid: bool) -> None:
+    recommender = make_sample().export(laid=laid)
     excluded = [0, 1, 1, 3, 29]
     found, scores = ask(recommender, [0, 1], [5.0, 4.0], excluded, 1000)
     assert sorted(found) == sorted(set(range(ITEMS)) - set(excluded) - set(RETIRED))
@@ -108,16 +111,18 @@ def test_excluded_and_retired_rows_are_never_returned_whatever_k() -> None:
     assert ask(recommender, [], [], list(range(ITEMS)), 5)[0] == []
 
 
-def test_equal_scores_are_ranked_by_the_lower_row() -> None:
+@pytest.mark.parametrize("laid", [False, True], ids=["drawn", "laid in"])
+def test_equal_scores_are_ranked_by_the_lower_row(laid: bool) -> None:
     sample = make_sample(biases=False)
     sample.checkpoint["table"] = np.full_like(sample.checkpoint["table"], 0.5)
-    found, _ = ask(sample.export(), [2], [4.0], [], 5)
+    found, _ = ask(sample.export(laid=laid), [2], [4.0], [], 5)
     assert found == [0, 1, 2, 4, 5]
 
 
-def test_local_parameters_are_given_beside_the_ranking() -> None:
+@pytest.mark.parametrize("laid", [False, True], ids=["drawn", "laid in"])
+def test_local_parameters_are_given_beside_the_ranking(laid: bool) -> None:
     sample = make_sample()
-    session = open_session(sample.export())
+    session = open_session(sample.export(laid=laid))
     assert [value.name for value in session.get_outputs()] == ["rows", "scores", "local/user", "local/user_bias"]
     inputs = {"item": np.zeros(0, np.int64), "rating": np.zeros(0, np.float32), "excluded": np.zeros(0, np.int64)}
     user, bias = session.run(["local/user", "local/user_bias"], inputs | {"k": np.array([1])})
@@ -146,24 +151,25 @@ def test_the_same_parts_give_the_same_bytes() -> None:
     assert make_sample().export() == make_sample().export()
 
 
-def test_a_recommender_with_one_wrong_number_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("laid", "table"), [(False, "linear/design"), (True, "global/table")], ids=["drawn", "laid in"]
+)
+def test_a_recommender_with_one_wrong_number_is_refused(laid: bool, table: str) -> None:
     sample = make_sample()
-    model = onnx.load_from_string(sample.export())
-    for initialiser in model.graph.initializer:
-        if initialiser.name == "global/table":
-            wrong = numpy_helper.to_array(initialiser).copy()
-            wrong[5, 2] += 1e-3
-            initialiser.CopyFrom(numpy_helper.from_array(wrong, initialiser.name))
+    model = onnx.load_from_string(sample.export(laid=laid))
+    (initialiser,) = [each for each in model.graph.initializer if each.name == table]
+    wrong = numpy_helper.to_array(initialiser).copy()
+    wrong[5, 2] += 1e-3
+    initialiser.CopyFrom(numpy_helper.from_array(wrong, initialiser.name))
     with pytest.raises(WrongRecommenderError, match="differ from the plan's own by up to"):
         sample.verify(model.SerializeToString())
 
 
 def test_a_recommender_that_shows_a_retired_row_is_refused() -> None:
     sample = make_sample()
-    model = onnx.load_from_string(sample.export())
-    for initialiser in model.graph.initializer:
-        if initialiser.name == "ranking/retired":
-            initialiser.CopyFrom(numpy_helper.from_array(np.zeros(ITEMS, dtype=np.float32), initialiser.name))
+    model = onnx.load_from_string(sample.export(laid=True))
+    (initialiser,) = [each for each in model.graph.initializer if each.name == "ranking/retired"]
+    initialiser.CopyFrom(numpy_helper.from_array(np.zeros(ITEMS, dtype=np.bool_), initialiser.name))
     with pytest.raises(WrongRecommenderError, match="exactly the rows"):
         sample.verify(model.SerializeToString())
 

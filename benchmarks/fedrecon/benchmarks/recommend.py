@@ -5,7 +5,7 @@ by 50 steps of gradient descent, and of choices instead of ratings (`implicit`);
 where it is installed, the `implicit` package recalculates a user and gives its ten best in the same run: by its own
 three steps of conjugate gradient, in C++.
 
-Item vectors are those before the first round: what is computed, and for how long, does not depend on them.
+Item vectors are drawn at random, long ones: how many steps a ridge regression takes depends on them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ from fedrecon.ops.mistakes import UserMistake
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.plan_pb2 import Vocabulary
 from fedrecon.v1.task_pb2 import LocalWork
+from fedrecon.wire.tensors import read_safetensors, write_safetensors
 from fedrecon.wire.vocabularies import read_vocabulary
 
 FILMS, FACTORS, RATINGS, WANTED = 3706, 50, 30, 10
+DEVIATION = 0.3
 MANY = (100_000, 1_000_000)
 RIDGE_LIMIT, GRADIENT_LIMIT = 0.12, 0.7
 _USERS, _USERS_OF_MANY = 600, 60
@@ -47,11 +49,12 @@ _PACKAGE = """
 import json, statistics, sys, time
 import numpy, scipy.sparse
 from implicit.als import AlternatingLeastSquares
-items, factors, ratings, wanted, users = map(int, sys.argv[1:])
+items, factors, ratings, wanted, users = map(int, sys.argv[1:6])
+deviation = float(sys.argv[6])
 source = numpy.random.default_rng(1)
 model = AlternatingLeastSquares(factors=factors, num_threads=1, use_gpu=False)
-model.item_factors = source.normal(0, 0.3, (items, factors)).astype("float32")
-model.user_factors = source.normal(0, 0.3, (1, factors)).astype("float32")
+model.item_factors = source.normal(0, deviation, (items, factors)).astype("float32")
+model.user_factors = source.normal(0, deviation, (1, factors)).astype("float32")
 spent = []
 for _ in range(users):
     chosen = source.choice(items, ratings, replace=False)
@@ -127,7 +130,7 @@ def _time(case: _Case) -> list[Measure]:
 
 
 def _open(model: FederatedModel, items: int) -> OpenRecommender:
-    """Return the recommender of a model before its first round."""
+    """Return the recommender of a model with random item vectors."""
     vocabulary = Vocabulary(name=ITEMS, version=1, keys=[str(row) for row in range(items)])
     with tempfile.TemporaryDirectory(prefix="fedrecon-recommend-") as folder:
         plan = Path(folder) / "plan"
@@ -138,13 +141,16 @@ def _open(model: FederatedModel, items: int) -> OpenRecommender:
             return blobs[blob.digest.hex()]
 
         bundle = read_bundle((plan / "manifest.json").read_bytes(), fetch)
-    checkpoint, stored = fetch(bundle.manifest.initial_checkpoint), fetch(bundle.vocabulary({}))
-    exported = export_proved(bundle, checkpoint, stored, "films", 0, LocalWork())
+    source = np.random.default_rng(0)
+    initial = read_safetensors(fetch(bundle.manifest.initial_checkpoint))
+    drawn = {name: source.normal(0, DEVIATION, each.shape).astype(np.float32) for name, each in initial.items()}
+    stored = fetch(bundle.vocabulary({}))
+    exported = export_proved(bundle, write_safetensors(drawn), stored, "films", 0, LocalWork())
     return OpenRecommender.open(exported.recommender, read_vocabulary(stored))
 
 
 def _package_milliseconds(python: Path) -> float:
-    sizes = [str(each) for each in (FILMS, FACTORS, RATINGS, WANTED, _USERS)]
+    sizes = [str(each) for each in (FILMS, FACTORS, RATINGS, WANTED, _USERS, DEVIATION)]
     try:
         ended = subprocess.run([str(python), "-c", _PACKAGE, *sizes], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.common_pb2 import BlobReference
-from fedrecon.v1.plan_pb2 import Field, GraphRole, Manifest, Parameter, Schedule
+from fedrecon.v1.plan_pb2 import Field, Graph, GraphRole, Manifest, Parameter, Schedule
 from fedrecon.v1.task_pb2 import LocalWork
 from fedrecon.wire.checkpoints import MismatchedCheckpointError, global_parameters
 from fedrecon.wire.digests import digest_of, verify_digest
-from fedrecon.wire.manifests import read_manifest
+from fedrecon.wire.manifests import MalformedPlanError, graph_of, read_manifest
 from fedrecon.wire.tensors import read_safetensors
 from fedrecon.wire.vocabularies import Items, read_vocabulary
 
@@ -69,6 +69,17 @@ class Bundle:
             if field.name == name:
                 return field
         raise NotExportableError(f"plan {self.manifest.name!r}: a graph reads the unknown field {name!r}")
+
+    def graph(self, role: GraphRole.ValueType) -> Graph:
+        """Returns what the manifest says of a graph.
+
+        Raises:
+            NotExportableError: the plan has none in this role.
+        """
+        try:
+            return graph_of(self.manifest, role)
+        except MalformedPlanError as error:
+            raise NotExportableError(str(error)) from error
 
     def item_field(self) -> Field:
         """Returns the one input field, whose vocabulary holds what is recommended.

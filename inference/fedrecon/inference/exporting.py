@@ -20,21 +20,32 @@ from dataclasses import dataclass
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from fedrecon.inference.bundles import Arrays, Bundle, NotExportableError
 from fedrecon.inference.composing import CompositionError, Drawing
-from fedrecon.inference.ranking import COUNT, EXCLUDED, ROWS, SCORES, draw_ranking, draw_scores, reserved_names
+from fedrecon.inference.linear_drawing import LOCAL, draw_linear
+from fedrecon.inference.linear_forms import LinearForm
+from fedrecon.inference.ranking import (
+    COUNT,
+    EXCLUDED,
+    ROWS,
+    SCORES,
+    draw_ranking,
+    draw_retirement,
+    draw_scores,
+    reserved_names,
+)
 from fedrecon.inference.reconstructing import ReconstructionDrawing, onnx_types
 from fedrecon.inference.taken_fields import FIELDS_KEY, TakenField, write_fields
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.plan_pb2 import Field, FieldRole, Graph, GraphRole
 from fedrecon.v1.task_pb2 import LocalWork
-from fedrecon.wire.manifests import MalformedPlanError, graph_of
+from fedrecon.wire.manifests import local_parameters
 from fedrecon.wire.vocabularies import Items
 
 RECOMMENDER_FORMAT = "1"
-LOCAL = "local/"
+GRAPHS = (plan_pb2.GRAPH_ROLE_RECONSTRUCT, plan_pb2.GRAPH_ROLE_PREDICT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,14 @@ class Origin:
     vocabulary_digest: bytes
 
 
-def export(bundle: Bundle, checkpoint: Arrays, vocabulary: Items, origin: Origin, work: LocalWork) -> bytes:
+def export(
+    bundle: Bundle,
+    checkpoint: Arrays,
+    vocabulary: Items,
+    origin: Origin,
+    work: LocalWork,
+    form: LinearForm | None = None,
+) -> bytes:
     """Returns the recommender of a checkpoint.
 
     Args:
@@ -63,40 +81,61 @@ def export(bundle: Bundle, checkpoint: Arrays, vocabulary: Items, origin: Origin
         vocabulary: what is recommended, as `read_items` gives it.
         origin: what the file says of itself.
         work: the task's choice of schedule and hyperparameters; empty for the plan's own.
+        form: what `find_linear_form` found for these: a smaller and faster file is drawn from it. None: the plan's own
+            graphs are laid in.
 
     Raises:
         NotExportableError: the plan is none that recommends, or the parts do not belong together.
     """
     item = bundle.item_field()
-    try:
-        reconstruct = graph_of(bundle.manifest, plan_pb2.GRAPH_ROLE_RECONSTRUCT)
-        predict = graph_of(bundle.manifest, plan_pb2.GRAPH_ROLE_PREDICT)
-    except MalformedPlanError as error:
-        raise NotExportableError(str(error)) from error
+    reconstruct, predict = (bundle.graph(role) for role in GRAPHS)
     _refuse_other_rows(bundle, checkpoint, vocabulary)
+    fields = _fields_read(bundle, reconstruct, item)
+    models = [_load(bundle, graph) for graph in (reconstruct, predict)]
     drawing = Drawing()
+    if form is not None:
+        scores = draw_linear(drawing, form, bundle, work, vocabulary, item)
+    else:
+        try:
+            scores = _lay_graphs(drawing, bundle, checkpoint, vocabulary, work, fields, models)
+        except CompositionError as error:
+            raise NotExportableError(f"plan {bundle.manifest.name!r}: {error}") from error
+    draw_ranking(drawing, scores, len(vocabulary.keys))
+    graph = helper.make_graph(drawing.nodes, "recommender", _inputs(fields), _outputs(bundle), drawing.initialisers)
+    model = helper.make_model(
+        graph,
+        opset_imports=_shared_opsets(models),
+        ir_version=max(model.ir_version for model in models),
+        producer_name="fedrecon",
+    )
+    helper.set_model_props(model, _metadata(bundle, origin, fields))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def _lay_graphs(
+    drawing: Drawing,
+    bundle: Bundle,
+    checkpoint: Arrays,
+    vocabulary: Items,
+    work: LocalWork,
+    fields: list[Field],
+    models: list[ModelProto],
+) -> str:
+    """Lays a plan's own graphs in, and returns the value of the scores; `LOCAL`NAME for every local parameter."""
     for name, values in checkpoint.items():
         drawing.hold(f"global/{name}", values)
-    fields = _fields_read(bundle, reconstruct, item)
-    models = {graph.role: _load(bundle, graph) for graph in (reconstruct, predict)}
-    try:
-        reconstruction = ReconstructionDrawing(drawing, bundle, reconstruct, work)
-        local = reconstruction.draw(models[reconstruct.role], checkpoint, fields)
-        scores = draw_scores(drawing, bundle, predict, models[predict.role], local, len(vocabulary.keys))
-    except CompositionError as error:
-        raise NotExportableError(f"plan {bundle.manifest.name!r}: {error}") from error
-    draw_ranking(drawing, scores, vocabulary)
-    outputs = [
-        helper.make_tensor_value_info(ROWS, TensorProto.INT64, ["found"]),
-        helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["found"]),
-    ]
+    reconstruct, predict = (bundle.graph(role) for role in GRAPHS)
+    reconstruction = ReconstructionDrawing(drawing, bundle, reconstruct, work)
+    local = reconstruction.draw(models[0], checkpoint, fields)
     for name, value in local.items():
-        parameter = bundle.parameter(name)
         drawing.add("Identity", [value], f"{LOCAL}{name}")
-        outputs.append(
-            helper.make_tensor_value_info(f"{LOCAL}{name}", onnx_types[parameter.dtype], list(parameter.shape))
-        )
-    inputs = [
+    scores = draw_scores(drawing, bundle, predict, models[1], local, len(vocabulary.keys))
+    return draw_retirement(drawing, scores, vocabulary)
+
+
+def _inputs(fields: list[Field]) -> list[ValueInfoProto]:
+    return [
         *(
             helper.make_tensor_value_info(
                 field.name, TensorProto.INT64 if field.vocabulary else TensorProto.FLOAT, ["examples"]
@@ -106,16 +145,17 @@ def export(bundle: Bundle, checkpoint: Arrays, vocabulary: Items, origin: Origin
         helper.make_tensor_value_info(EXCLUDED, TensorProto.INT64, ["excluded"]),
         helper.make_tensor_value_info(COUNT, TensorProto.INT64, [1]),
     ]
-    graph = helper.make_graph(drawing.nodes, "recommender", inputs, outputs, drawing.initialisers)
-    model = helper.make_model(
-        graph,
-        opset_imports=_shared_opsets(models.values()),
-        ir_version=max(model.ir_version for model in models.values()),
-        producer_name="fedrecon",
-    )
-    helper.set_model_props(model, _metadata(bundle, origin, fields))
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
+
+
+def _outputs(bundle: Bundle) -> list[ValueInfoProto]:
+    return [
+        helper.make_tensor_value_info(ROWS, TensorProto.INT64, ["found"]),
+        helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["found"]),
+        *(
+            helper.make_tensor_value_info(f"{LOCAL}{each.name}", onnx_types[each.dtype], list(each.shape))
+            for each in local_parameters(bundle.manifest)
+        ),
+    ]
 
 
 def _load(bundle: Bundle, graph: Graph) -> ModelProto:

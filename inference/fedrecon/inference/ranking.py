@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from fedrecon.inference.bundles import Bundle, NotExportableError
 from fedrecon.inference.composing import Drawing
@@ -27,8 +27,8 @@ def draw_scores(
     """Draws the scores of all rows, and returns their value, `[rows] float32`."""
     drawing.number("ranking/zero", 0)
     drawing.number("ranking/one", 1)
-    drawing.number("ranking/row_count", rows)
-    every = drawing.add("Range", ["ranking/zero", "ranking/row_count", "ranking/one"], "ranking/rows")
+    drawing.number("ranking/end", rows)
+    every = drawing.add("Range", ["ranking/zero", "ranking/end", "ranking/one"], "ranking/rows")
     item = bundle.item_field().name
     connected: dict[str, str] = {}
     for value in graph.inputs:
@@ -48,23 +48,38 @@ def draw_scores(
     raise NotExportableError(f"plan {bundle.manifest.name!r}: its prediction gives no scores")
 
 
-def draw_ranking(drawing: Drawing, scores: str, vocabulary: Items) -> None:
-    """Draws the choice of the best rows that are neither retired nor excluded."""
-    retired = np.zeros(len(vocabulary.keys), dtype=np.float32)
-    retired[list(vocabulary.retired)] = 1.0
+def draw_retirement(drawing: Drawing, scores: str, vocabulary: Items) -> str:
+    """Draws the scores with those of retired rows taken down to minus infinity, and returns their value."""
+    if not vocabulary.retired:
+        return scores
+    retired = np.zeros(len(vocabulary.keys), dtype=np.bool_)
+    retired[list(vocabulary.retired)] = True
     drawing.hold("ranking/retired", retired)
-    drawing.hold("ranking/out", np.array(1.0, dtype=np.float32))
     drawing.hold("ranking/last", np.array(-np.inf, dtype=np.float32))
-    wanted = drawing.add("Shape", [EXCLUDED], "ranking/excluded_shape")
-    marks = drawing.add("Expand", ["ranking/out", wanted], "ranking/marks")
-    left_out = drawing.add("ScatterElements", ["ranking/retired", EXCLUDED, marks], "ranking/left_out", axis=0)
-    is_out = drawing.add("Cast", [left_out], "ranking/is_out", to=TensorProto.BOOL)
-    allowed = drawing.add("Where", [is_out, "ranking/last", scores], "ranking/allowed_scores")
-    counted = drawing.add("Cast", [left_out], "ranking/left_out_counted", to=TensorProto.INT64)
-    gone = drawing.add("ReduceSum", [counted], "ranking/gone", keepdims=0)
-    left = drawing.add("Sub", ["ranking/row_count", gone], "ranking/left")
-    clipped = drawing.add("Min", [COUNT, left], "ranking/clipped")
-    count = drawing.add("Max", [clipped, "ranking/zero"], "ranking/count")
+    return drawing.add("Where", ["ranking/retired", "ranking/last", scores], "ranking/shown_scores")
+
+
+def draw_ranking(drawing: Drawing, scores: str, rows: int) -> None:
+    """Draws the choice of the best rows that are neither retired nor excluded.
+
+    Args:
+        drawing: the recommender.
+        scores: `[rows] float32`; minus infinity for those that are never returned.
+        rows: how many there are.
+    """
+    last = numpy_helper.from_array(np.array([-np.inf], dtype=np.float32))
+    shape = drawing.add("Shape", [EXCLUDED], "ranking/excluded_shape")
+    marks = drawing.add("ConstantOfShape", [shape], "ranking/marks", value=last)
+    allowed = drawing.add("ScatterElements", [scores, EXCLUDED, marks], "ranking/allowed_scores", axis=0)
+    drawing.hold("ranking/row_count", np.array([rows], dtype=np.int64))
+    count = drawing.add("Min", [COUNT, "ranking/row_count"], "ranking/count")
+    best = ["ranking/best_scores", "ranking/best_rows"]
     drawing.nodes.append(
-        helper.make_node("TopK", [allowed, count], [SCORES, ROWS], name="ranking/best", axis=0, largest=1, sorted=1)
+        helper.make_node("TopK", [allowed, count], best, name="ranking/best", axis=0, largest=1, sorted=1)
     )
+    # Where more are wanted than are left, the rows that are left out come last. NaN is none of them: it is shown, so
+    # that a reconstruction that diverged is seen.
+    drawing.add("IsInf", [best[0]], "ranking/is_out", detect_positive=0)
+    drawing.add("Not", ["ranking/is_out"], "ranking/is_in")
+    for value, output in zip(best, (SCORES, ROWS), strict=True):
+        drawing.add("Compress", [value, "ranking/is_in"], output, axis=0)

@@ -74,15 +74,12 @@ class ReconstructionDrawing:
             CompositionError: the graph cannot be laid in.
         """
         drawing = self.drawing
-        drawing.number("schedule/zero", 0)
-        drawing.number("schedule/one", 1)
-        shape = drawing.add("Shape", [fields[0].name], "schedule/examples_shape")
-        examples = drawing.add("Squeeze", [shape], "schedule/examples")
+        examples = draw_number_of_examples(drawing, fields[0].name)
         if self.stepwise:
             draw_schedule(drawing, self.bundle, self.work, examples)
         else:
             drawing.hold("schedule/used", np.array(1.0, dtype=np.float32))
-            drawing.add("Expand", ["schedule/used", shape], "schedule/mask")
+            drawing.add("Expand", ["schedule/used", "schedule/examples_shape"], "schedule/mask")
         drawing.add("Range", ["schedule/zero", examples, "schedule/one"], "rows/renumbered")
         local = {
             name: drawing.hold(f"initial/{name}", values)
@@ -136,12 +133,20 @@ class ReconstructionDrawing:
         return self.drawing.add("Expand", [held, "schedule/steps_shape"], f"rates/{name}")
 
 
-def draw_schedule(drawing: Drawing, bundle: Bundle, work: LocalWork, examples: str) -> None:
+def draw_number_of_examples(drawing: Drawing, field: str) -> str:
+    """Draws the number of examples of a user, and returns its value; a field of theirs is measured."""
+    drawing.number("schedule/zero", 0)
+    drawing.number("schedule/one", 1)
+    shape = drawing.add("Shape", [field], "schedule/examples_shape")
+    return drawing.add("Squeeze", [shape], "schedule/examples")
+
+
+def draw_schedule(drawing: Drawing, bundle: Bundle, work: LocalWork, examples: str, *, least_steps: int = 0) -> None:
     """Draws order and mask of all examples, as `fedrecon.wire.schedules.order` gives them for positions 0, 1, ...
 
     With B the batch size, n examples and b = ceil(n / B) batches, step t reads positions (t mod b) * B to
     (t mod b) * B + B - 1; a position of n or more is padding: position 0 under mask 0. b * epochs steps, at most
-    the limit; none without examples.
+    the limit; `least_steps`, all padding, without examples.
     """
     schedule = schedule_of(bundle, work)
     size = schedule.batch_size
@@ -158,6 +163,9 @@ def draw_schedule(drawing: Drawing, bundle: Bundle, work: LocalWork, examples: s
     if schedule.maximum_steps:
         drawing.number("schedule/maximum_steps", schedule.maximum_steps)
         steps = drawing.add("Min", [steps, "schedule/maximum_steps"], "schedule/steps")
+    if least_steps:
+        drawing.number("schedule/least_steps", least_steps)
+        steps = drawing.add("Max", [steps, "schedule/least_steps"], "schedule/steps_at_least")
     numbers = drawing.add("Range", ["schedule/zero", steps, "schedule/one"], "schedule/numbers")
     drawing.add("Shape", [numbers], "schedule/steps_shape")
     # Without examples there are no steps, and nothing is divided; the divisor is kept from 0 all the same.

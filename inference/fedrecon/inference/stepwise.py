@@ -55,7 +55,10 @@ class Stepwise:
 
     def scores(self, user: Arrays, rows: int) -> NDArray[np.float32]:
         """Returns the scores of all rows for a user with these examples, `[rows] float32`."""
-        local = self.reconstruct(user)
+        return self.predict(self.reconstruct(user), rows)
+
+    def predict(self, local: Arrays, rows: int) -> NDArray[np.float32]:
+        """Returns the scores of all rows under these local parameters, `[rows] float32`."""
         item = self.bundle.item_field().name
         fields = {item: np.arange(rows, dtype=np.int64)}
         answers = self._run(plan_pb2.GRAPH_ROLE_PREDICT, fields, {**self.checkpoint, **local}, {})

@@ -24,6 +24,7 @@ from fedrecon.inference.bundles import (
     read_items,
 )
 from fedrecon.inference.exporting import Origin, export
+from fedrecon.inference.linear_forms import find_linear_form
 from fedrecon.inference.ranking import COUNT, EXCLUDED, ROWS, SCORES
 from fedrecon.inference.stepwise import Stepwise, open_session
 from fedrecon.v1 import common_pb2
@@ -80,8 +81,16 @@ def export_proved(
     """
     tensors, vocabulary = read_checkpoint(bundle, checkpoint), read_items(bundle, items)
     origin = Origin(task, round_number, digest_of(checkpoint), digest_of(items))
-    content = export(bundle, tensors, vocabulary, origin, work)
-    difference = verify_export(content, bundle, tensors, vocabulary, work)
+    form = find_linear_form(bundle, tensors, len(vocabulary.keys), work)
+    content = export(bundle, tensors, vocabulary, origin, work, form)
+    try:
+        difference = verify_export(content, bundle, tensors, vocabulary, work)
+    except WrongRecommenderError:
+        if form is None:
+            raise
+        # The plan is not what it was taken for.
+        content = export(bundle, tensors, vocabulary, origin, work, None)
+        difference = verify_export(content, bundle, tensors, vocabulary, work)
     return Exported(content, items, round_number, difference)
 
 
