@@ -19,7 +19,7 @@ import grpc.aio
 import pytest
 
 from fedrecon.coordinator import ledger, round_state
-from fedrecon.coordinator.admin import AdminService
+from fedrecon.coordinator.admin import ROLES, AdminService
 from fedrecon.coordinator.aggregators import Aggregators
 from fedrecon.coordinator.attestation import Attestation
 from fedrecon.coordinator.draining import load_drained
@@ -35,11 +35,13 @@ from fedrecon.coordinator.sums import Sums
 from fedrecon.coordinator.surroundings import Surroundings
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.boundary import Boundary, Refusal, refusal_of
+from fedrecon.ops.callers import Callers
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal import Journal
 from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.limits import Limits
 from fedrecon.ops.metrics import Metrics
+from fedrecon.ops.service_identity import proving_interceptors
 from fedrecon.ops.tls import open_channel
 from fedrecon.v1 import admin_pb2, aggregator_pb2, coordinator_pb2, plan_pb2, task_pb2
 from fedrecon.v1.admin_pb2_grpc import AdminStub, add_AdminServicer_to_server
@@ -276,7 +278,9 @@ class Coordinator:
         token_keys: KeyRing = TOKEN_KEYS,
         device_calls_per_second: float = 0,
         connect: Callable[[str], grpc.aio.Channel] = open_channel,
+        callers: Callers | None = None,
     ) -> None:
+        self.callers = callers
         self.connect = connect
         self.limits = Limits(device_calls_per_second, 3, time.monotonic)
         self.token_keys = token_keys
@@ -290,7 +294,11 @@ class Coordinator:
 
     async def start(self) -> None:
         self._sums_channels = {target: self.connect(target) for target in self.aggregator.split(",")}
-        self._server = grpc.aio.server(interceptors=[Boundary(self.metrics)])
+        boundary = Boundary(self.metrics, self.callers)
+        if self.callers is not None:  # who calls Admin must be known, as in a deployment
+            boundary.internal.add("fedrecon.v1.Admin")
+            boundary.roles.update({f"/fedrecon.v1.Admin/{method}": role for method, role in ROLES.items()})
+        self._server = grpc.aio.server(interceptors=[boundary])
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self.peers = Peers(open_channel)
         around = Surroundings(
@@ -330,7 +338,8 @@ class Coordinator:
         self._channel = open_channel(self.target)
         self.devices = CoordinatorStub(self._channel)
         self.enrolment: Any = EnrolmentStub(self._channel)
-        self.admin = AdminStub(self._channel)
+        self._admin_channel = open_channel(self.target, interceptors=proving_interceptors(KEY))
+        self.admin = AdminStub(self._admin_channel)
 
     async def kill(self) -> None:
         """Ends everything at once; leases stay taken, as after `kill -9`."""
@@ -343,6 +352,7 @@ class Coordinator:
         self._work.cancel()
         await asyncio.gather(self._work, return_exceptions=True)
         await self._channel.close()
+        await self._admin_channel.close()
         await self._server.stop(None)
         for channel in self._sums_channels.values():
             await channel.close()

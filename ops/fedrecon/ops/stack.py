@@ -42,11 +42,22 @@ from fedrecon.ops.stack_refusals import (
 )
 
 STACK_FILE = "stack.json"
-_CALLS: dict[str, tuple[str, ...]] = {"aggregator": (), "coordinator": ("aggregator",), "inference": ("coordinator",)}
-"""Whom each service calls."""
+CONSOLE = "console"
+_CALLS: dict[str, tuple[str, ...]] = {
+    "aggregator": (),
+    "coordinator": ("aggregator",),
+    "inference": ("coordinator",),
+    CONSOLE: ("coordinator",),
+}
+"""Whom each service calls, those that are called before those that call."""
 
-ROLES = tuple(_CALLS)
-"""All services, those that are called before those that call."""
+ROLES = tuple(name for name in _CALLS if name != CONSOLE)
+"""All services that a stack needs."""
+
+_MODULES = {CONSOLE: "fedrecon.ops.console"}
+"""Programs of services that are no room of their own."""
+
+_HTTP_PORTS = {"inference": "FEDRECON_INFERENCE_HTTP_PORT", CONSOLE: "FEDRECON_CONSOLE_HTTP_PORT"}
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -92,7 +103,7 @@ class Role:
 
 @dataclass(slots=True)
 class Stack:
-    """All services on one machine.
+    """All services on one machine; `with_console` makes one that has the console, too.
 
     Attributes:
         settings: Shared by all of them; once it is started, with the keys and certificates of the home.
@@ -112,6 +123,11 @@ class Stack:
     valkey: EmbeddedValkey | None = None
     lock: int | None = None
     is_file_stale: bool = False
+
+    @classmethod
+    def with_console(cls, settings: Settings) -> Self:
+        """Return a stack that people look at."""
+        return cls(settings, roles={name: Role(name) for name in _CALLS})
 
     @property
     def home(self) -> Path:
@@ -139,8 +155,8 @@ class Stack:
                 self.valkey = EmbeddedValkey(self.home / "valkey")
                 self.valkey.start()
                 self._write_stack_file()
-            for name in ROLES:
-                self._start_role(self.roles[name])
+            for role in self.roles.values():
+                self._start_role(role)
             self._write_stack_file()
         except OSError as error:
             self.stop()
@@ -195,7 +211,7 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything, those that call before those that are called; Valkey last."""
-        for name in reversed(ROLES):
+        for name in reversed(self.roles):
             process = self.roles[name].process
             if process is None:
                 continue
@@ -228,10 +244,11 @@ class Stack:
     def _start_role(self, role: Role) -> None:
         ready_file = self.home / f"{role.name}.ready.json"
         ready_file.unlink(missing_ok=True)
+        module = _MODULES.get(role.name, f"fedrecon.{role.name}")
         with self._log_of(role).open("ab") as log:
             role.log_start = log.tell()
             role.process = subprocess.Popen(
-                [sys.executable, "-m", f"fedrecon.{role.name}", "--ready-file", str(ready_file)],
+                [sys.executable, "-m", module, "--ready-file", str(ready_file)],
                 env={**os.environ, **self.environment, **self._addresses(role)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -251,8 +268,8 @@ class Stack:
         if self.valkey is not None:
             variables["FEDRECON_REDIS_URL"] = self.valkey.url
         ports = {f"FEDRECON_{role.name.upper()}_PORT": role.address}
-        if role.name == "inference":
-            ports["FEDRECON_INFERENCE_HTTP_PORT"] = role.http_address
+        if role.name in _HTTP_PORTS:
+            ports[_HTTP_PORTS[role.name]] = role.http_address
         for variable, address in ports.items():
             if address:
                 variables[variable] = address.rpartition(":")[2]
@@ -305,6 +322,7 @@ class Stack:
             "redis": self.valkey.url if self.valkey is not None else self.settings.redis_url,
             **{role.name: role.address for role in self.roles.values()},
             "metrics": {role.name: role.metrics_address for role in self.roles.values()},
+            "http": {role.name: role.http_address for role in self.roles.values() if role.http_address},
             "processes": {name: {"pid": pid, "started": started_of(pid)} for name, pid in pids.items()},
         }
         write_durably(self.home / STACK_FILE, [json.dumps(content, indent=2).encode()])
@@ -341,7 +359,7 @@ def _stop_leftovers(path: Path) -> None:
         content = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return
-    for name in ("inference", "coordinator", "aggregator", "valkey"):
+    for name in (*reversed(_CALLS), "valkey"):
         left = content["processes"].get(name)
         if left is None or not _lives(left):
             continue
