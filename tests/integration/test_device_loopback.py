@@ -36,7 +36,7 @@ from fedrecon.v1.blobs_pb2_grpc import BlobsServicer, add_BlobsServicer_to_serve
 from fedrecon.v1.common_pb2 import BlobReference, ErrorInfo, RetryWindow, RetryWindows
 from fedrecon.v1.coordinator_pb2 import CheckInResponse, FinishSessionResponse, LocateResponse
 from fedrecon.v1.coordinator_pb2_grpc import CoordinatorServicer, add_CoordinatorServicer_to_server
-from fedrecon.v1.inference_pb2 import GetRecommenderResponse
+from fedrecon.v1.inference_pb2 import Canary, GetRecommenderResponse
 from fedrecon.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
 from fedrecon.wire import chunks
 from fedrecon.wire.digests import digest_of
@@ -60,6 +60,7 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
         self.vectors: list[bytes] = []
         self.refusals: dict[str, ErrorInfo] = {}
         self.fetch_breaks = False
+        self.canary_places: int | None = None
 
     def note(self, message: Message, context: grpc.ServicerContext) -> None:
         assert context.time_remaining() is not None, "every call has a deadline"
@@ -109,10 +110,17 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
         self.note(request, context)
         file, items = self.blobs[b"file"], self.blobs[b"items"]
         self.blobs |= {digest_of(file): file, digest_of(items): items}
-        return GetRecommenderResponse(
+        whole = GetRecommenderResponse(
             recommender=BlobReference(digest=digest_of(file), size=len(file)),
             vocabulary=BlobReference(digest=digest_of(items), size=len(items)),
         )
+        if self.canary_places is None:
+            return whole
+        # Nothing but the files of the whole one can be fetched: who asks for another one fails.
+        other = GetRecommenderResponse(recommender=BlobReference(digest=bytes(32), size=1), vocabulary=whole.vocabulary)
+        live, canary = (other, whole) if self.canary_places else (whole, other)
+        live.canary.CopyFrom(Canary(places=self.canary_places, recommender=canary))
+        return live
 
     def Stat(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         raise AssertionError("a device knows the sizes of blobs from their references")
@@ -342,6 +350,24 @@ def test_a_fetched_recommender_serves_offline(running: tuple[Services, str, grpc
     assert offline == online
     with pytest.raises(UnreachableError):
         device("127.0.0.1:1", inference=target, task="films").recommend(2)
+
+
+@pytest.mark.parametrize("places", [0, 10_000])
+def test_a_device_takes_the_canary_if_its_place_is_among_those_that_get_it(
+    running: tuple[Services, str, grpc.Server], places: int
+) -> None:
+    services, target, _ = running
+    services.blobs[b"file"], services.blobs[b"items"] = bundle.make_recommender(services.plan)
+    services.canary_places = places
+    assert len(device("127.0.0.1:1", inference=target, task="films").recommend(2)) == 2
+
+
+def test_a_device_keeps_its_place_for_as_long_as_its_key(tmp_path: Path) -> None:
+    first, again = (device("127.0.0.1:1", home=tmp_path)._participant.place("films") for _ in range(2))
+    assert first == again
+    places = {device("127.0.0.1:1")._participant.place("films") for _ in range(20)}
+    assert len(places) > 10
+    assert all(0 <= place < 10_000 for place in places)
 
 
 def test_without_inference_the_last_plan_serves(running: tuple[Services, str, grpc.Server], tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def _spoken_subjects(plan: bundle.HandMadePlan) -> list[Subject]:
 
         said = {"GetRecommender": parts[0]}
         answers: dict[str, Callable[[Any], Any]] = {"Call": lambda request: _parsed(request, said), "Fetch": fetch}
-        return bool(_drive(fetch_recommender(_line(), "inference:1", "films"), answers))
+        return bool(_drive(fetch_recommender(_line(), "inference:1", "films", 9_999), answers))
 
     def refused(parts: Parts) -> bool:
         error = transport._failure(_FakeError(parts[0]), "services:1", "Join")

@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import Message
 
-from fedrecon.inference.catalogue import Catalogue, _Followed
+from fedrecon.inference.catalogue import Catalogue, Served, _Followed
 from fedrecon.inference.measures import Measures
 from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.publishing import Publication
 from fedrecon.inference.recommending import OpenRecommender
 from fedrecon.inference.service import InferenceService
 from fedrecon.inference.similarity import ItemVectors
+from fedrecon.inference.versions import Wanted
 from fedrecon.ops.blob_service import BlobService
 from fedrecon.ops.blobs import LocalBlobs
 from fedrecon.ops.metrics import Metrics
 from fedrecon.v1.blobs_pb2 import FetchRequest, StatRequest
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.inference_pb2 import Column, FindSimilarRequest, GetRecommenderRequest, RecommendRequest
+from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.vocabularies import read_vocabulary
 from support.fuzz_subjects import Parts, Subject, Verdict, ask, parse
@@ -52,9 +54,7 @@ def build_all(folder: Path) -> list[Subject]:
     sample = make_sample()
     recommender = sample.export()
     live = Publication(
-        task=TASK,
-        round=12,
-        checkpoint=BlobReference(digest=sample.origin.checkpoint_digest, size=1),
+        wanted=Wanted(0, 12, BlobReference(digest=sample.origin.checkpoint_digest, size=1), TaskSpec(name=TASK)),
         plan_digest=digest_of(sample.manifest),
         recommender=BlobReference(digest=blobs.put(recommender), size=len(recommender)),
         vocabulary=BlobReference(digest=blobs.put(sample.vocabulary), size=len(sample.vocabulary)),
@@ -64,7 +64,7 @@ def build_all(folder: Path) -> list[Subject]:
     )
     measures = Measures(metrics)
     catalogue = Catalogue(None, blobs, Inline(), measures)  # type: ignore[arg-type]  # nobody is followed
-    catalogue._followed[TASK] = _Followed(publication=live)
+    catalogue._followed[TASK] = _Followed(served=Served(live=live))
     catalogue._listed = True
     inference = InferenceService(catalogue, ModelThreads(Inline(), 100, measures))
     rated = RecommendRequest(

@@ -49,7 +49,8 @@ class Device:
         secure_sum: `"required"`: an update leaves only under a secure sum; `"allowed"`: also in clear.
         min_group: smallest group that is joined.
         min_contributors: devices that must be expected to update each row of a vocabulary that a report holds, by the
-            task's own statement (a public row set); 0 asks for none. A matrix factorisation wants 5.
+            task's own statement (a public row set); 0: any number. Default: 5 where a secure sum is required, since a
+            row of one contributor gives away its user vector, else 0.
         authority: certificate authority of the services, PEM; None for plain connections.
         attest: asks the platform to vouch for this device, where the services want that: given the word of what is
             wanted and a challenge, returns the platform's answer.
@@ -83,7 +84,7 @@ class Device:
         trusted_plans: Sequence[str] = (),
         secure_sum: Literal["required", "allowed"] = "required",
         min_group: int = 20,
-        min_contributors: int = 0,
+        min_contributors: int | None = None,
         authority: bytes | None = None,
         attest: Callable[[str, bytes], bytes] | None = None,
         recommender: str | Path | None = None,
@@ -127,6 +128,7 @@ class Device:
             file=recommender,
             inference=inference,
             task=task,
+            place=self._participant.place,
             home=home,
             key=locals_key,
         )

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.errors import BusyError, OptedOutError, StorageFailedError
@@ -28,6 +30,7 @@ from fedrecon.device_sdk.participation import Participation, rest_after
 from fedrecon.device_sdk.session import Circumstances, Ending
 from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.device_sdk.stopping import Stop
+from fedrecon.wire.places import place_of
 
 KEY_FILE = "device.key"
 FORGETTING_SECONDS = 10.0
@@ -60,21 +63,31 @@ class Participant:
     history: History
     stop: Stop = field(default_factory=Stop)
     _speaker: Speaker | None = None
+    _key: Ed25519PrivateKey | None = None
     _in_use: threading.Lock = field(default_factory=threading.Lock)
 
     def speaking(self) -> Speaker:
         """Returns who speaks, with a key made now if there is none."""
         if self._speaker is None:
-            key = device_key(self.home / KEY_FILE if self.home is not None else None)
+            key = self._own_key()
             self._speaker = Speaker(self.server, public_bytes(key), key.sign, self.attest, self.memory.enrolment)
         return self._speaker
+
+    def place(self, task: str) -> int:
+        """Returns this device's place among those that may get a task's canary: the same for as long as its key is."""
+        return place_of(self._own_key().private_bytes_raw(), task)
+
+    def _own_key(self) -> Ed25519PrivateKey:
+        if self._key is None:
+            self._key = device_key(self.home / KEY_FILE if self.home is not None else None)
+        return self._key
 
     def forget(self) -> None:
         """Forgets key, memory, history and what was about to be told; whoever calls holds the home."""
         self.memory.clear()
         self.history.clear()
         DepartureLog(self.home).forget()
-        self._speaker = None
+        self._speaker, self._key = None, None
         if self.home is not None:
             remove(self.home / KEY_FILE)
 

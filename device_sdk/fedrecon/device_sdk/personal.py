@@ -52,6 +52,7 @@ class PersonalModel:
         file: a recommender file that ships with the app.
         inference: target of an Inference service that names the live recommender.
         task: task whose recommender is wanted.
+        place: this device's place among those that may get a task's canary.
         home: where sealed local parameters lie.
         key: seals them; None: they are not stored.
 
@@ -69,6 +70,7 @@ class PersonalModel:
         file: str | Path | None,
         inference: str | None,
         task: str,
+        place: Callable[[str], int],
         home: Path | None,
         key: bytes | None,
     ) -> None:
@@ -76,6 +78,7 @@ class PersonalModel:
             raise ValueError(f"locals_key has {len(key)} bytes; it must have {SEALING_KEY_BYTES}")
         self._examples, self._memory, self._fetch = examples, memory, fetch
         self._population, self._file, self._inference, self._task = population, file, inference, task
+        self._place = place
         self._sealed = None if home is None else home / SEALED_FILE
         self._key = key
         self._recommender: Recommender | None = None
@@ -166,7 +169,8 @@ class PersonalModel:
             last = self._memory.assignment
             task = self._task or (last.round.task if last is not None else self._population)
             try:
-                self._recommender = self._fetch(lambda line: fetch_recommender(line, inference, task))
+                place = self._place(task)
+                self._recommender = self._fetch(lambda line: fetch_recommender(line, inference, task, place))
             except UnreachableError:
                 if last is None:
                     raise

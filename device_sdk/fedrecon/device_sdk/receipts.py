@@ -19,14 +19,15 @@ REVEALS = {
     "Renew": "that this device is still there",
     "Forget": "that this device's key shall be forgotten",
     "CheckIn": "this device's public key, its population and SDK version, what the app insists on; no example",
-    "Fetch": "that this device runs this plan with this checkpoint: the same for every device of the round",
+    "Fetch": "that this device runs this plan, checkpoint or recommender: the same for every device of the round, or "
+    "for all those that a version is served to",
     "Join": "that this session has a report ready",
     "Share": "nothing by itself: parts of two one-time secrets, sealed so that only other devices can open them",
     "Unmask": "nothing by itself: for each neighbour in the group, what lets the sum of the group be read",
     "UploadStatus": "that this session is about to upload, or goes on with it",
     "Locate": "that this session could not reach the aggregator that it reports to",
     "FinishSession": "how the session ended and which steps it went through",
-    "GetRecommender": "that this device wants the live recommender: the same for every device",
+    "GetRecommender": "that this device wants what is served: the same for every device",
 }
 _TRUSTED_UPDATE = (
     "the update in clear, readable by the aggregator: which rows it changes tells which items the examples name, and "

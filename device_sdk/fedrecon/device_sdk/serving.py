@@ -98,8 +98,10 @@ def predict_from(
     return score(material.plan, material.checkpoint, local, mapped.columns)
 
 
-def fetch_recommender(line: Line, target: str, task: str) -> Steps[Recommender]:
-    """Returns the live recommender of a task; the last one that was fetched where the service does not answer.
+def fetch_recommender(line: Line, target: str, task: str, place: int) -> Steps[Recommender]:
+    """Returns the recommender of a task; the last one that was fetched where the service does not answer.
+
+    It is the live one, or the canary if this device's place is among those that get it: the device decides.
 
     Raises:
         FedreconError: there is none, or it cannot be run here.
@@ -114,8 +116,9 @@ def fetch_recommender(line: Line, target: str, task: str) -> Steps[Recommender]:
         if kept is None:
             raise
         answer = GetRecommenderResponse.FromString(kept)
-    file = yield from _blob(line, target, answer.recommender, "recommender")
-    items = yield from _blob(line, target, answer.vocabulary, "items of the recommender")
+    chosen = answer.canary.recommender if place < answer.canary.places else answer
+    file = yield from _blob(line, target, chosen.recommender, "recommender")
+    items = yield from _blob(line, target, chosen.vocabulary, "items of the recommender")
     line.cache.note(f"recommender of {task}", answer.SerializeToString())
     return Recommender(file, items)
 
