@@ -42,6 +42,7 @@ from fedrecon.ops.console.views import (
     audit_view,
     checkpoint_view,
     point_view,
+    recommenders_view,
     round_view,
     task_view,
 )
@@ -119,6 +120,7 @@ class Console:
             "/api/tasks/{task}/rounds/{round:int}": self.round,
             "/api/tasks/{task}/history": self.history,
             "/api/tasks/{task}/checkpoints": self.checkpoints,
+            "/api/tasks/{task}/recommenders": self.recommenders,
             "/api/services": self.services,
             "/api/audit": self.audit,
         }
@@ -235,6 +237,11 @@ class Console:
         asked = admin.ListCheckpointsRequest(task=request.path_params["task"], limit=_number(request, "limit", 30, 500))
         listed = (await self._asking.call(session, "ListCheckpoints", asked)).checkpoints
         return _told({"checkpoints": [checkpoint_view(each) for each in listed]})
+
+    async def recommenders(self, request: Request, session: Session) -> Response:
+        """Tells which versions are served, were, or may be."""
+        asked = admin.ListRecommendersRequest(task=request.path_params["task"])
+        return _told(recommenders_view(await self._asking.call(session, "ListRecommenders", asked)))
 
     async def services(self, request: Request, session: Session) -> Response:
         """Tells the aggregators."""

@@ -11,6 +11,9 @@ from fedrecon.ops.task_commands import protocol_of, state_of
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.coordinator_pb2 import SESSION_KIND_EVALUATE
 
+_PLACES = 10_000
+"""Places of devices, of which a canary has some."""
+
 _TRAINED = "]"
 """What the shape of a session has whose work was done."""
 
@@ -124,6 +127,26 @@ def checkpoint_view(checkpoint: admin.Checkpoint) -> dict[str, Any]:
         "bytes": checkpoint.blob.size,
         "committed": checkpoint.committed_unix_milliseconds,
         "live": checkpoint.live,
+    }
+
+
+def recommenders_view(listed: admin.ListRecommendersResponse) -> dict[str, Any]:
+    """Return the versions of what a task serves, newest first."""
+    return {
+        "follows_newest": listed.follows_newest,
+        "recommenders": [
+            {
+                "version": each.version,
+                "stage": admin.RecommenderStage.Name(each.stage).removeprefix("RECOMMENDER_STAGE_").lower(),
+                "round": each.round,
+                "share": each.canary_places / _PLACES,
+                "since": each.since_unix_milliseconds,
+                "operator": each.operator,
+                "reason": each.reason,
+                "refusal": listed.refusals.get(each.version, ""),
+            }
+            for each in listed.recommenders
+        ],
     }
 
 

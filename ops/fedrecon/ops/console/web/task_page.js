@@ -53,6 +53,7 @@ class TaskPage {
       part("Quality on unseen users", {}, place("quality")),
       part("Rounds", {}, place("rounds")),
       part("Checkpoints", {}, place("checkpoints")),
+      part("What is served", {}, place("served")),
       el(
         "div",
         { class: "pair" },
@@ -129,9 +130,10 @@ class TaskPage {
     this.loading = true;
     try {
       const { signal } = this.visit;
-      const [rounds, checkpoints, task] = await Promise.all([
+      const [rounds, checkpoints, served, task] = await Promise.all([
         ask(taskPath(this.name, `/rounds?limit=${SHOWN_ATTEMPTS}`), signal),
         ask(taskPath(this.name, "/checkpoints"), signal),
+        ask(taskPath(this.name, "/recommenders"), signal),
         ask(taskPath(this.name), signal),
       ]);
       this.task.privacy = task.privacy;
@@ -140,6 +142,7 @@ class TaskPage {
         this.attempts[0] = this.task.round; // it knows reports that are not in the journal yet
       }
       this.checkpoints = checkpoints.checkpoints;
+      this.served = served;
       this.renew();
       this.points = (await ask(taskPath(this.name, `/history?points=${POINTS}`), signal)).points;
       this.renew();
@@ -176,6 +179,7 @@ class TaskPage {
     this.renewLines();
     this.renewRounds();
     this.renewCheckpoints();
+    this.renewServed();
     this.renewShapes();
     this.renewPrivacy();
     this.renewAsked();
@@ -404,6 +408,27 @@ class TaskPage {
       each.live || !canRoll ? "" : el("button", { type: "button", "aria-label": `Roll back to round ${each.round}`, onclick: () => this.rollBack(each) }, "Roll back"),
     ]);
     renew(this.at.checkpoints, table("Checkpoints, newest first", ["#round", "", "committed", "#size", "digest", ""], rows));
+  }
+
+  renewServed() {
+    const { served, name } = this;
+    if (!served) {
+      return;
+    }
+    if (served.recommenders.length === 0) {
+      const told = served.follows_newest ? "Every committed checkpoint is served as it comes." : "Nothing is served yet: no version was promoted.";
+      renew(this.at.served, el("p", {}, told));
+      return;
+    }
+    const rows = served.recommenders.slice(0, 10).map((each) => [
+      ["number", String(each.version)],
+      el("span", {}, badge(each.stage), each.stage === "canary" ? ` ${percent(each.share, 1)} of devices` : ""),
+      ["number", each.round === 0 ? "plan" : el("a", { href: roundLink(name, each.round) }, String(each.round))],
+      ["whole", moment(each.since)],
+      each.operator,
+      each.refusal ? `cannot be promoted: ${each.refusal}` : each.reason,
+    ]);
+    renew(this.at.served, table("Versions, newest first", ["#version", "stage", "#round", "since", "by", "why"], rows));
   }
 
   renewShapes() {
