@@ -258,28 +258,38 @@ async def running(
     try:
         if second is not None:
             await asyncio.to_thread(second.start)
-        await asyncio.to_thread(_create_task, stack, plan)
-        assert stack.valkey is not None
-        journal = await RedisJournal.connect(stack.valkey.url, patience_seconds=_STUCK_SECONDS)
-        watch = Watch(journal, home / "blobs")
-        watching = asyncio.create_task(watch.run())
-        run = Run(stack, watch, journal, home / "devices.log", second=second)
-        try:
-            with _devices(stack, coordinator, run.log, seed):
-                yield run
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            await journal.close()
+        async with training(stack, plan, coordinator, seed=seed) as run:
+            run.second = second
+            yield run
     finally:
         if second is not None:
             await asyncio.to_thread(second.stop)
         await asyncio.to_thread(stack.stop)
 
 
-def _create_task(stack: Stack, plan: Path) -> None:
+@contextlib.asynccontextmanager
+async def training(
+    stack: Stack, plan: Path, coordinator: str, *, seed: int, spec: Sequence[str] = SPEC
+) -> AsyncIterator[Run]:
+    """Creates a task on a stack that runs, and lets devices live that know a coordinator; ends them."""
+    await asyncio.to_thread(_create_task, stack, plan, spec)
+    assert stack.valkey is not None
+    journal = await RedisJournal.connect(stack.valkey.url, patience_seconds=_STUCK_SECONDS)
+    watch = Watch(journal, stack.home / "blobs")
+    watching = asyncio.create_task(watch.run())
+    run = Run(stack, watch, journal, stack.home / "devices.log")
+    try:
+        with _devices(stack, coordinator, run.log, seed):
+            yield run
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await journal.close()
+
+
+def _create_task(stack: Stack, plan: Path, spec: Sequence[str]) -> None:
     with open_sync_channel(stack.roles["coordinator"].address, stack.home) as channel:
-        create_task(AdminStub(channel), build_spec(TASK, None, SPEC), plan)
+        create_task(AdminStub(channel), build_spec(TASK, None, spec), plan)
 
 
 @contextlib.contextmanager

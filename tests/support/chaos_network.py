@@ -47,6 +47,10 @@ class Proxy:
             writer.transport.abort()
             self.cuts += 1
 
+    def next_upstream(self) -> str:
+        """Returns where the next connection goes."""
+        return self.upstream
+
     async def stall(self, seconds: float) -> None:
         """Passes nothing on for a while."""
         self._flowing.clear()
@@ -56,7 +60,7 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
         try:
-            host, _, port = self.upstream.rpartition(":")
+            host, _, port = self.next_upstream().rpartition(":")
             answers, onward = await asyncio.open_connection(host, int(port))
             ends.append(onward)
             self._open.update(ends)
