@@ -1,5 +1,7 @@
 /** Elements of the page, made in code: text is always text, never markup. */
 
+const KEPT_SENTENCES = 5;
+
 /** Makes an element: attributes by name (`class`, `href`, ...), listeners as `onclick`, then children. */
 export function el(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
@@ -65,9 +67,13 @@ export function withCode(text) {
   return el("span", {}, text.split("`").map((piece, place) => (place % 2 ? el("code", {}, piece) : piece)));
 }
 
-/** Says something to those who do not see the page change. */
+/** Says something to those who do not see the page change. What came just before is not cut off. */
 export function say(text) {
-  document.getElementById("said").textContent = text;
+  const said = document.getElementById("said");
+  said.append(el("p", {}, text));
+  while (said.childElementCount > KEPT_SENTENCES) {
+    said.firstElementChild.remove();
+  }
 }
 
 /** Replaces the children of an element, unless they are the same: who reads there is not disturbed. */

@@ -107,8 +107,14 @@ class TaskPage {
     const before = this.task;
     this.task = { ...task, privacy: before.privacy };
     const same = before.round && task.round && before.round.round === task.round.round && before.round.attempt === task.round.attempt;
-    if (task.round && (!same || before.round.phase !== task.round.phase)) {
-      say(`Round ${numberOf(task.round)} is ${task.round.phase}. ${task.round.reason}`);
+    if (task.committed > before.committed) {
+      say(`Round ${task.committed} was committed.`);
+    }
+    if (task.abandoned > before.abandoned) {
+      say(`An attempt of round ${before.round?.round ?? task.committed + 1} was abandoned.`);
+    }
+    if (task.round && (!same || before.round.phase !== task.round.phase) && !OVER.includes(task.round.phase)) {
+      say(`Round ${numberOf(task.round)}: ${PHASES[task.round.phase]}.`);
     }
     if (before.state !== task.state) {
       say(`The task is ${task.state}. ${task.reason}`);
