@@ -103,7 +103,8 @@ class RecommenderCalls(AdminServicer):
         del context
         await self._known(request.task)
         journal, blobs, now = self._around.journal, self._around.blobs, self._around.clock.now_milliseconds()
-        admitted = await serving.admit(journal, blobs, request.task, request.round, calling_operator(), now)
+        operator = calling_operator()
+        admitted = await serving.admit(journal, blobs, request.task, request.round, operator, now, self._grown)
         return admin_pb2.AdmitRecommenderResponse(recommender=recommender_message(admitted))
 
     async def PromoteRecommender(  # noqa: N802

@@ -8,17 +8,21 @@ Nothing is written where it is so already.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedrecon.coordinator import ledger, recommenders
 from fedrecon.coordinator.editing import find_checkpoint
 from fedrecon.coordinator.entries import RECOMMENDERS_STREAM, Entry, recommender_entries
 from fedrecon.coordinator.recommenders import CandidateAdmitted, Recommenders, Version
+from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.tasks import CheckpointEvaluated, Task
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.journal import Append, Journal, Recorded, StaleWriter
 from fedrecon.v1.task_pb2 import TaskSpec
+
+Grow = Callable[[TaskSpec, Blob, Blob | None], Awaitable[tuple[Blob, Blob | None]]]
+"""Gives a checkpoint and its optimizer state as many rows as a task's vocabularies have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,9 @@ def append_of(at: RecommendersAt, events: Sequence[recommenders.Event], now: int
     return Append(RECOMMENDERS_STREAM, at.version, tuple(recommender_entries.encode(now, event) for event in events))
 
 
-async def admit(journal: Journal, blobs: BlobStore, name: str, number: int, operator: str, now: int) -> Version:
+async def admit(
+    journal: Journal, blobs: BlobStore, name: str, number: int, operator: str, now: int, grow: Grow | None = None
+) -> Version:
     """Makes the checkpoint of a round a candidate, unless it is a version already.
 
     Args:
@@ -82,6 +88,7 @@ async def admit(journal: Journal, blobs: BlobStore, name: str, number: int, oper
         number: The round.
         operator: Who asks; empty: the task itself.
         now: Unix milliseconds.
+        grow: Gives an older checkpoint rows for the items in force; None: it is grown when it is promoted.
 
     Raises:
         Refusal: The round made no checkpoint that is still there.
@@ -97,6 +104,9 @@ async def admit(journal: Journal, blobs: BlobStore, name: str, number: int, oper
         found = await asyncio.to_thread(find_checkpoint, task, entries, number, blobs)
         is_live = number == task.live_round  # it may have rows for new items since it was committed
         checkpoint = task.checkpoint if is_live else found.checkpoint
+        spec = TaskSpec.FromString(task.spec)
+        if grow is not None and spec.vocabularies and not is_live:
+            checkpoint, _ = await grow(spec, checkpoint, None)
         event = CandidateAdmitted(at.recommenders.last + 1, number, checkpoint, task.spec, operator)
         try:
             await journal.append(name, [append_of(at, [event], now)])

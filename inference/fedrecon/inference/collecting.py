@@ -5,8 +5,8 @@ Rule: every part is checked against its digest, and every export is proved, as t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedrecon.inference.bundles import (
     Fetch,
@@ -15,10 +15,11 @@ from fedrecon.inference.bundles import (
     read_bundle,
 )
 from fedrecon.inference.verifying import Exported, export_proved
+from fedrecon.inference.versions import Wanted, wishes_of
 from fedrecon.ops.admin_client import BULK_SECONDS, CALL_SECONDS, find_targets, open_admin, open_sync_channel
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.plan_folders import blob_file, manifest_file
-from fedrecon.v1.admin_pb2 import GetTaskRequest, ListCheckpointsRequest
+from fedrecon.v1.admin_pb2 import GetTaskRequest
 from fedrecon.v1.blobs_pb2 import FetchRequest
 from fedrecon.v1.blobs_pb2_grpc import BlobsStub
 from fedrecon.v1.common_pb2 import BlobReference
@@ -28,9 +29,6 @@ from fedrecon.wire.digests import DigestMismatchError
 from fedrecon.wire.manifests import MalformedPlanError
 from fedrecon.wire.tensors import MalformedTensorsError
 from fedrecon.wire.vocabularies import MalformedVocabularyError
-
-if TYPE_CHECKING:
-    from fedrecon.v1.admin_pb2 import Task
 
 _DAMAGED = (
     ChunkOrderError,
@@ -42,7 +40,7 @@ _DAMAGED = (
 
 
 def export_from_server(task: str, server: str | None, blobs: str | None) -> Exported:
-    """Exports a task's live checkpoint.
+    """Exports what is live of a task: the live version, or the newest checkpoint where nothing was promoted.
 
     Args:
         task: its name.
@@ -54,33 +52,48 @@ def export_from_server(task: str, server: str | None, blobs: str | None) -> Expo
         NotExportableError: the task has no checkpoint yet, or it cannot become a recommender.
         grpc.RpcError: a service cannot be reached or refuses.
     """
-    targets = find_targets(server)
-    blobs_target = blobs or targets.inference
+    with open_admin(server) as stub:
+        found = stub.GetTask(GetTaskRequest(task=task), timeout=CALL_SECONDS).task
+    if not found.checkpoint.digest:
+        raise NotExportableError(f"task {task!r} has no checkpoint yet")
+    newest = Wanted(0, found.live_round, found.checkpoint, found.spec)
+    return export_versions([wishes_of(found).live or newest], server, blobs)[0]
+
+
+def export_versions(versions: Sequence[Wanted], server: str | None, blobs: str | None) -> list[Exported]:
+    """Exports versions of what a task serves.
+
+    Args:
+        versions: which.
+        server: target of the coordinator; None for the stack of this machine.
+        blobs: target of a Blobs service; None for the stack's own.
+
+    Raises:
+        UserMistake: no stack runs, the blobs' target is missing, or a part arrived damaged.
+        NotExportableError: one of them cannot become a recommender.
+        grpc.RpcError: a service cannot be reached or refuses.
+    """
+    blobs_target = blobs or find_targets(server).inference
     if not blobs_target:
         raise UserMistake(
             "With --server it must be said where blobs are fetched.",
             "Name aggregator or inference: `--blobs host:port`.",
         )
-    with open_admin(server) as stub:
-        found = stub.GetTask(GetTaskRequest(task=task), timeout=CALL_SECONDS).task
-        listed = stub.ListCheckpoints(ListCheckpointsRequest(task=task), timeout=CALL_SECONDS)
-    if not found.checkpoint.digest:
-        raise NotExportableError(f"task {task!r} has no checkpoint yet")
-    rounds = {one.blob.digest: one.round for one in listed.checkpoints}
     with open_sync_channel(blobs_target) as channel:
-        blobs_stub = BlobsStub(channel)
-        return _guarded(found, rounds.get(found.checkpoint.digest, found.committed), _fetch_from(blobs_stub))
+        fetch = _fetch_from(BlobsStub(channel))
+        return [_guarded(each, fetch) for each in versions]
 
 
-def _guarded(task: Task, round_number: int, fetch: Fetch) -> Exported:
-    """Exports a task's checkpoint; says where a part is damaged."""
+def _guarded(wanted: Wanted, fetch: Fetch) -> Exported:
+    """Exports a version; says where a part is damaged."""
+    spec = wanted.spec
     try:
-        bundle = read_bundle(fetch_verified(task.spec.plan, "plan", fetch), fetch)
-        checkpoint = fetch_verified(task.checkpoint, "checkpoint", fetch)
-        items = fetch_verified(bundle.vocabulary(task.spec.vocabularies), "vocabulary", fetch)
-        return export_proved(bundle, checkpoint, items, task.spec.name, round_number, task.spec.work)
+        bundle = read_bundle(fetch_verified(spec.plan, "plan", fetch), fetch)
+        checkpoint = fetch_verified(wanted.checkpoint, "checkpoint", fetch)
+        items = fetch_verified(bundle.vocabulary(spec.vocabularies), "vocabulary", fetch)
+        return export_proved(bundle, checkpoint, items, spec.name, wanted.round, spec.work)
     except _DAMAGED as error:
-        raise UserMistake(f"A part of task {task.spec.name!r} cannot be used: {error}.", "Try again.") from error
+        raise UserMistake(f"A part of task {spec.name!r} cannot be used: {error}.", "Try again.") from error
 
 
 def export_from_folder(plan: Path, checkpoint: Path | None) -> Exported:

@@ -77,10 +77,10 @@ def wishes_of(task: Task) -> Wishes:
     live, canary = by_stage.get(RECOMMENDER_STAGE_LIVE), by_stage.get(RECOMMENDER_STAGE_CANARY)
     before = by_stage.get(RECOMMENDER_STAGE_RETIRED)
     return Wishes(
-        live=_newest(task) if live is None else _promoted(live),
-        canary=None if canary is None else _promoted(canary),
+        live=_newest(task) if live is None else promoted_of(live),
+        canary=None if canary is None else promoted_of(canary),
         places=0 if canary is None else canary.canary_places,
-        before=None if before is None else _promoted(before),
+        before=None if before is None else promoted_of(before),
     )
 
 
@@ -90,7 +90,8 @@ def _newest(task: Task) -> Wanted | None:
     return Wanted(0, task.live_round, task.checkpoint, task.spec)
 
 
-def _promoted(version: Recommender) -> Wanted:
+def promoted_of(version: Recommender) -> Wanted:
+    """Returns a version as what is to be served."""
     evidence = version.evidence if version.HasField("evidence") else None
     since = version.since_unix_milliseconds
     return Wanted(version.version, version.round, version.checkpoint, version.spec, evidence, since)
