@@ -76,6 +76,11 @@ test: setup ## Run the tests (a few minutes)
 test-slow: setup ## Run the tests that take longer
 	$(BIN)/pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 
+.PHONY: test-operations
+test-operations: setup ## Hold rules, alerts and dashboards to a real Prometheus over real rounds
+	@command -v promtool prometheus > /dev/null || { echo "This needs Prometheus. Debian: apt-get install prometheus"; exit 1; }
+	$(BIN)/pytest tests/unit/test_operations.py tests/e2e/test_prometheus.py
+
 .PHONY: test-chaos
 test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
 	@PYTHONPATH=tests $(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))

@@ -14,7 +14,7 @@ from fedrecon.ops.metrics import Metrics
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_SECAGG_PLUS
 
 REPORT_OUTCOMES = ("accepted", "duplicate", "late", "invalid", "unauthorized", "too_large")
-REJECTION_REASONS = ("shape", "dtype", "nonfinite", "norm", "round", "weight")
+REJECTION_REASONS = ("shape", "norm", "weight")
 MASKED_PHASES = ("joining", "sharing", "uploading", "unmasking")
 
 _REPORT_BYTES = tuple(float(1 << bits) for bits in range(10, 31, 2))
@@ -49,7 +49,7 @@ class Measures:
         self.rejected = make.counter(
             "update_rejected_total",
             "Updates refused, by reason.",
-            only="`shape` always; the others only under `trusted`: under a masked sum the device checks them",
+            only="`norm` and `weight` only under `trusted`: under a masked sum the device checks them",
             reason=REJECTION_REASONS,
         )
         self.pending_bytes = make.gauge("aggregator_pending_bytes", "Bytes of uploads that are not in a sum yet.")

@@ -129,28 +129,28 @@ class Measures:
         self._train_loss: Gauge = make.gauge(
             "train_loss",
             "Mean of the plan's `loss`, or else of its `squared_error`, over the examples of the last training round.",
-            only="without privacy, where the plan sums one of them",
+            only="only without privacy, where the plan sums one of them",
             task=TASK,
         )
         self._eval_rmse: Gauge = make.gauge(
             "eval_rmse",
             "Root mean squared error of the last evaluation round, on devices held out for good.",
-            only="with evaluation rounds, where the plan sums `squared_error`",
+            only="only with evaluation rounds, where the plan sums `squared_error`",
             task=TASK,
             cohort=(UNSEEN,),
         )
         self._eval_recall: Gauge = make.gauge(
             "eval_recall_at_k",
             "Recall among the first k of the last evaluation round, on devices held out for good.",
-            only="with evaluation rounds, where the plan sums `recall_at_K`",
+            only="only with evaluation rounds, where the plan sums `recall_at_K`",
             task=TASK,
             k="as the plan names it",
         )
         self._epsilon: Gauge = make.gauge(
-            "privacy_epsilon", "Epsilon spent, at the task's delta.", only="with privacy", task=TASK
+            "privacy_epsilon", "Epsilon spent, at the task's delta.", only="only with privacy", task=TASK
         )
         self._budget: Gauge = make.gauge(
-            "privacy_epsilon_budget", "Epsilon at which the task ends.", only="with privacy", task=TASK
+            "privacy_epsilon_budget", "Epsilon at which the task ends.", only="only with privacy", task=TASK
         )
 
     # -- devices -----------------------------------------------------------------------------------------------------

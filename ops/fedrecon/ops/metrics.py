@@ -109,7 +109,7 @@ class Metrics:
             storage_used_ratio=described.gauge(
                 "storage_used_ratio",
                 "Share of the journal's memory, or of the disk that blobs lie on, that is used.",
-                only="for blobs: where they lie in a folder",
+                only="of blobs only where they lie in a folder",
                 store=STORES,
             ),
             clock_skew_seconds=described.gauge(
@@ -118,12 +118,12 @@ class Metrics:
             certificate_expiry_timestamp_seconds=described.gauge(
                 "certificate_expiry_timestamp_seconds",
                 "Unix time at which the certificate expires that this service shows.",
-                only="with TLS",
+                only="only with TLS",
             ),
             build_info=described.gauge(
                 "build_info",
                 "1; its labels say what runs.",
-                service=("coordinator", "aggregator", "inference"),
+                service=("coordinator", "aggregator", "inference", "console"),
                 version="version of fedrecon",
                 python="version of Python",
             ),

@@ -30,6 +30,7 @@ from fedrecon.ops.durable_files import write_durably
 from fedrecon.ops.embedded_valkey import EmbeddedValkey
 from fedrecon.ops.local_keys import key_variables, make_keys, with_keys
 from fedrecon.ops.local_tls import tls_variables, with_certificates
+from fedrecon.ops.metrics_targets import write_metrics_targets
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.stack_refusals import (
@@ -326,6 +327,7 @@ class Stack:
             "processes": {name: {"pid": pid, "started": started_of(pid)} for name, pid in pids.items()},
         }
         write_durably(self.home / STACK_FILE, [json.dumps(content, indent=2).encode()])
+        write_metrics_targets(self.home, {role.name: role.metrics_address for role in self.roles.values()})
         self.is_file_stale = False
 
 
