@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import Message
 
+from fedrecon.inference.calls import Calls
 from fedrecon.inference.catalogue import Catalogue, Served, _Followed
 from fedrecon.inference.measures import Measures
 from fedrecon.inference.model_threads import ModelThreads
@@ -66,7 +67,7 @@ def build_all(folder: Path) -> list[Subject]:
     catalogue = Catalogue(None, blobs, Inline(), measures)  # type: ignore[arg-type]  # nobody is followed
     catalogue._followed[TASK] = _Followed(served=Served(live=live))
     catalogue._listed = True
-    inference = InferenceService(catalogue, ModelThreads(Inline(), 100, measures))
+    inference = InferenceService(catalogue, Calls(ModelThreads(Inline(), 100, measures), 1))
     rated = RecommendRequest(
         task=TASK,
         columns=[

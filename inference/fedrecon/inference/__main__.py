@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from fedrecon.inference.calls import Calls
 from fedrecon.inference.catalogue import Catalogue
 from fedrecon.inference.http_face import HttpFace
 from fedrecon.inference.measures import Measures
@@ -38,14 +39,15 @@ async def start(service: Service[InferenceSettings]) -> None:
     for each in (exporting, threads):
         service.resources.callback(each.shutdown, wait=False, cancel_futures=True)
     measures = Measures(service.metrics)
-    recommending = ModelThreads(threads, settings.inference_threads * _QUEUED_PER_THREAD, measures)
+    models = ModelThreads(threads, settings.inference_threads * _QUEUED_PER_THREAD, measures)
+    calls = Calls(models, settings.inference_threads)
     channel = open_service_channel(settings.coordinator_target, settings)
     service.resources.push_async_callback(channel.close)
     catalogue = Catalogue(AdminStub(channel), blobs, exporting, measures)
-    service.add(add_InferenceServicer_to_server, InferenceService(catalogue, recommending))
+    service.add(add_InferenceServicer_to_server, InferenceService(catalogue, calls))
     service.add(add_BlobsServicer_to_server, BlobService(blobs, service.metrics))
     if settings.inference_http_port >= 0:
-        face = HttpFace(catalogue, blobs, recommending)
+        face = HttpFace(catalogue, blobs, calls)
         service.add_http([*face.routes(), *Playground().routes()], settings.inference_http_port, "inference_http_port")
     service.run("watch storage", watch.keep_watch(None, blobs, settings.tls_certificate))
     service.run("follow tasks", catalogue.follow())

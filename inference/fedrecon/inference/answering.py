@@ -6,10 +6,13 @@ answers are kept, logged or counted by content.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 
+from fedrecon.inference.batching import recommend_together
 from fedrecon.inference.publishing import Publication
-from fedrecon.inference.recommending import DivergedError, KeysOrNumbers, Ranking, UnusableExamplesError
+from fedrecon.inference.recommending import Asked, DivergedError, KeysOrNumbers, Ranking, UnusableExamplesError
 from fedrecon.ops.boundary import Refusal
 from fedrecon.v1.inference_pb2 import (
     Canary,
@@ -50,34 +53,66 @@ def recommend(live: Publication, request: RecommendRequest) -> RecommendResponse
     Raises:
         Refusal: the examples are none that the model takes.
     """
+    (answer,) = recommend_many(live, [request])
+    if isinstance(answer, Refusal):
+        raise answer
+    return answer
+
+
+def recommend_many(live: Publication, requests: Sequence[RecommendRequest]) -> list[RecommendResponse | Refusal]:
+    """Recommends to a few users, in one run where that is possible; a refusal is an answer."""
+    answers: dict[int, RecommendResponse | Refusal] = {}
+    asked: dict[int, Asked] = {}
+    for place, request in enumerate(requests):
+        try:
+            asked[place] = _asked(request)
+        except Refusal as refusal:
+            answers[place] = refusal
+    for place, answer in zip(asked, recommend_together(live.answering, list(asked.values())), strict=True):
+        answers[place] = _response(live, requests[place], answer)
+    return [answers[place] for place in range(len(requests))]
+
+
+def is_quick(request: RecommendRequest) -> bool:
+    """Whether a user may wait together with others: without reasons, which take a run for each example."""
+    return not request.reasons and not request.allowed_keys
+
+
+def _asked(request: RecommendRequest) -> Asked:
     columns = {column.field: KeysOrNumbers(column.keys, column.values) for column in request.columns}
     if len(columns) < len(request.columns):
         raise _invalid("WRONG_FIELDS", "A field has more than one column.", "Give one column for each field.")
-    try:
-        ranking = live.answering.recommend(
-            columns,
-            request.count,
-            exclude_seen=request.exclude_seen,
-            excluded_keys=request.excluded_keys,
-            allowed_keys=request.allowed_keys,
-            reasons=request.reasons,
-        )
-    except UnusableExamplesError as error:
-        raise _invalid(error.reason, str(error), error.advice) from error
-    except DivergedError as error:
-        raise Refusal(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "DIVERGED",
-            f"The reconstruction of task {live.task!r} diverges for these examples.",
-            "Lower the task's `reconstruct.rate`, or send fewer examples.",
-        ) from error
-    return RecommendResponse(
-        recommendations=_recommendations(live, request, ranking),
-        round=live.round,
-        checkpoint_digest=live.checkpoint.digest,
-        unknown_keys=ranking.unknown_keys,
-        version=live.version,
+    return Asked(
+        columns,
+        request.count,
+        request.exclude_seen,
+        request.excluded_keys,
+        request.allowed_keys,
+        request.reasons,
     )
+
+
+def _response(
+    live: Publication, request: RecommendRequest, answer: Ranking | UnusableExamplesError | DivergedError
+) -> RecommendResponse | Refusal:
+    match answer:
+        case UnusableExamplesError():
+            return _invalid(answer.reason, str(answer), answer.advice)
+        case DivergedError():
+            return Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "DIVERGED",
+                f"The reconstruction of task {live.task!r} diverges for these examples.",
+                "Lower the task's `reconstruct.rate`, or send fewer examples.",
+            )
+        case _:
+            return RecommendResponse(
+                recommendations=_recommendations(live, request, answer),
+                round=live.round,
+                checkpoint_digest=live.checkpoint.digest,
+                unknown_keys=answer.unknown_keys,
+                version=live.version,
+            )
 
 
 def find_similar(live: Publication, request: FindSimilarRequest) -> FindSimilarResponse:

@@ -34,10 +34,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from fedrecon.inference import answering
+from fedrecon.inference.calls import Calls
 from fedrecon.inference.cards import card_markdown, make_card
 from fedrecon.inference.catalogue import Catalogue
-from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.openapi import describe_api
 from fedrecon.inference.publishing import Publication
 from fedrecon.ops.blobs import BlobMissing, BlobStore
@@ -64,13 +63,13 @@ class HttpFace:
     Args:
         catalogue: what is live.
         blobs: where files lie.
-        threads: where the model runs.
+        calls: how they are computed.
     """
 
-    def __init__(self, catalogue: Catalogue, blobs: BlobStore, threads: ModelThreads) -> None:
+    def __init__(self, catalogue: Catalogue, blobs: BlobStore, calls: Calls) -> None:
         self._catalogue = catalogue
         self._blobs = blobs
-        self._threads = threads
+        self._calls = calls
 
     def routes(self) -> list[BaseRoute]:
         """Returns what is answered."""
@@ -135,14 +134,14 @@ class HttpFace:
         _parse(await read_body(request), asked)
         asked.task = task
         live = self._catalogue.choose(task, asked.place if asked.HasField("place") else None, asked.version)
-        return _told(await self._threads.run(answering.recommend, live, asked))
+        return _told(await self._calls.recommend(live, asked))
 
     async def similar(self, request: Request) -> Response:
         """Names items that are like one."""
         live = self._live(request)
         count = _number_in(request, "count", _DEFAULT_COUNT)
         asked = FindSimilarRequest(task=live.task, key=request.path_params["key"], count=count)
-        return _told(await self._threads.run(answering.find_similar, live, asked))
+        return _told(await self._calls.find_similar(live, asked))
 
     async def card(self, request: Request) -> Response:
         """Gives the model card, for programs or for people."""

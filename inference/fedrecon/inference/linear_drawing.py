@@ -28,14 +28,14 @@ from fedrecon.wire.vocabularies import Items
 
 LOCAL = "local/"
 _TYPICAL_EXAMPLES = 30
-_MOST_STEPS = 200
+MOST_STEPS = 200
 _STEPS_AT_ONCE = 2
 """Steps of conjugate gradient in one turn of the loop: a turn costs as much as three operators."""
 
-_TOLERANCE = 1e-14
+TOLERANCE = 1e-14
 """Of the squared residual: where float32 ends, a smaller residual of the recurrence says nothing of the true one."""
 
-_TINY = 1e-30
+TINY = 1e-30
 """Added to what is divided by: a step after the last one then moves nothing, instead of dividing 0 by 0."""
 
 
@@ -109,10 +109,10 @@ def _draw_ridge(drawing: Drawing, form: LinearForm, scales: NDArray[np.float32])
             drawn = drawing.add("Mul", [examples, "ridge/drawn"], "ridge/whole_drawn")
             right = drawing.add("Sub", [right, drawn], "ridge/right")
     drawing.add("Gemm", ["linear/rows", "linear/rows", pull], "ridge/system", transA=1)
-    drawing.hold("ridge/tiny", np.full((1, 1), _TINY, dtype=np.float32))
-    drawing.hold("ridge/tolerance", np.full((1, 1), _TOLERANCE, dtype=np.float32))
+    drawing.hold("ridge/tiny", np.full((1, 1), TINY, dtype=np.float32))
+    drawing.hold("ridge/tolerance", np.full((1, 1), TOLERANCE, dtype=np.float32))
     drawing.hold("ridge/nothing", np.zeros((1, width), dtype=np.float32))
-    drawing.number("ridge/most_turns", _MOST_STEPS // _STEPS_AT_ONCE)
+    drawing.number("ridge/most_turns", MOST_STEPS // _STEPS_AT_ONCE)
     product = drawing.add("Gemm", [right, right, "ridge/tiny"], "ridge/product", transB=1)
     drawing.add("Mul", [product, "ridge/tolerance"], "ridge/smallest")
     more = drawing.add("Greater", [product, "ridge/smallest"], "ridge/is_more")

@@ -89,7 +89,7 @@ def publish(wanted: Wanted, blobs: BlobStore) -> Publication:
         plan_digest=bundle.digest,
         recommender=BlobReference(digest=blobs.put(exported.recommender), size=len(exported.recommender)),
         vocabulary=vocabulary,
-        answering=OpenRecommender.open(exported.recommender, opened),
+        answering=OpenRecommender.open(exported.recommender, opened, exported.together),
         largest_difference=exported.largest_difference,
         vectors=ItemVectors.of(bundle, read_checkpoint(bundle, checkpoint), opened.retired),
     )

@@ -60,6 +60,48 @@ MOST_EXPLAINED = 200
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What one user asks for.
+
+    Attributes:
+        columns: the examples by field; none for a user without examples.
+        count: recommendations wanted, at least 1; there are fewer where fewer are left.
+        exclude_seen: whether items of the examples are left out.
+        excluded_keys: keys left out besides; unknown ones are left out anyway.
+        allowed_keys: if there are any, only these are recommended.
+        reasons: examples told of each recommendation that speak most for it.
+    """
+
+    columns: Mapping[str, KeysOrNumbers]
+    count: int
+    exclude_seen: bool = True
+    excluded_keys: Sequence[str] = ()
+    allowed_keys: Sequence[str] = ()
+    reasons: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What one user asks for, checked, and in rows.
+
+    Attributes:
+        examples: by field, as the file takes them.
+        excluded: rows left out.
+        count: wanted, at most the number of rows.
+        known: positions of the examples in the columns that came.
+        unknown_keys: keys of examples that were left out, each once.
+        reasons: told of each recommendation.
+    """
+
+    examples: Mapping[str, NDArray[Any]]
+    excluded: NDArray[np.int64]
+    count: int
+    known: NDArray[np.int64]
+    unknown_keys: tuple[str, ...]
+    reasons: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
     """An example that speaks for a recommendation.
 
@@ -97,63 +139,74 @@ class OpenRecommender:
         session: the file, opened.
         items: its vocabulary.
         fields: what it takes.
+        together: the graph for many users at once, opened; None for a model that has none.
     """
 
     session: onnxruntime.InferenceSession
     items: Items
     fields: tuple[TakenField, ...]
+    together: onnxruntime.InferenceSession | None = None
 
     @classmethod
-    def open(cls, content: bytes, items: Items) -> OpenRecommender:
-        """Opens a recommender's file."""
-        session = open_session(content)
-        fields = read_fields(session.get_modelmeta().custom_metadata_map[FIELDS_KEY])
-        return cls(session, items, fields)
-
-    def recommend(
-        self,
-        columns: Mapping[str, KeysOrNumbers],
-        count: int,
-        *,
-        exclude_seen: bool,
-        excluded_keys: Sequence[str] = (),
-        allowed_keys: Sequence[str] = (),
-        reasons: int = 0,
-    ) -> Ranking:
-        """Returns the best items for a user with these examples.
+    def open(cls, content: bytes, items: Items, together: bytes | None = None) -> OpenRecommender:
+        """Opens a recommender's file.
 
         Args:
-            columns: the examples by field; none for a user without examples.
-            count: recommendations wanted, at least 1; there are fewer where fewer are left.
-            exclude_seen: whether items of the examples are left out.
-            excluded_keys: keys left out besides; unknown ones are left out anyway.
-            allowed_keys: if there are any, only these are recommended.
-            reasons: examples told of each recommendation that speak most for it.
+            content: the file.
+            items: its vocabulary.
+            together: the graph for many users at once, if there is one.
+        """
+        session = open_session(content)
+        fields = read_fields(session.get_modelmeta().custom_metadata_map[FIELDS_KEY])
+        return cls(session, items, fields, None if together is None else open_session(together))
+
+    def recommend(self, asked: Asked) -> Ranking:
+        """Returns the best items for a user.
+
+        Raises:
+            UnusableExamplesError: see `prepare`.
+            DivergedError: the scores are not finite.
+        """
+        return self.answer(self.prepare(asked))
+
+    def prepare(self, asked: Asked) -> Prepared:
+        """Returns what a user asks for, checked.
 
         Raises:
             UnusableExamplesError: a column is missing, too many, of another length, or holds a wrong value; or what is
                 allowed and what is left out leave nothing.
-            DivergedError: the scores are not finite.
         """
-        if count < 1:
-            raise UnusableExamplesError("BAD_COUNT", f"{count} recommendations are wanted.", "Ask for at least 1.")
-        examples, known, unknown = self._examples(columns)
-        if reasons and len(known) > MOST_EXPLAINED:
+        if asked.count < 1:
+            raise UnusableExamplesError(
+                "BAD_COUNT", f"{asked.count} recommendations are wanted.", "Ask for at least 1."
+            )
+        examples, known, unknown = self._examples(asked.columns)
+        if asked.reasons and len(known) > MOST_EXPLAINED:
             raise UnusableExamplesError(
                 "TOO_MANY_EXAMPLES",
                 f"{len(known)} examples are too many to be explained: it takes a run for each.",
                 f"Send at most {MOST_EXPLAINED}, or ask for no reasons.",
             )
-        excluded = self.items.rows_of(excluded_keys)
+        excluded = self.items.rows_of(asked.excluded_keys)
         excluded = excluded[excluded >= 0]
-        if exclude_seen:
+        if asked.exclude_seen:
             seen = [examples[field.name] for field in self.fields if field.vocabulary]
             excluded = np.concatenate([excluded, *seen])
-        if allowed_keys:
-            excluded = self._all_but(np.setdiff1d(self.items.rows_of(allowed_keys), [*excluded, *self.items.retired]))
-        rows, scores = self._run(examples, excluded, min(count, len(self.items.keys)))
-        told = self._reasons(examples, known, rows, scores, reasons) if reasons and rows.size else ()
-        return Ranking(rows, scores, unknown, told)
+        if asked.allowed_keys:
+            allowed = self.items.rows_of(asked.allowed_keys)
+            excluded = self._all_but(np.setdiff1d(allowed, [*excluded, *self.items.retired]))
+        count = min(asked.count, len(self.items.keys))
+        return Prepared(examples, excluded.astype(np.int64, copy=False), count, known, unknown, asked.reasons)
+
+    def answer(self, prepared: Prepared) -> Ranking:
+        """Returns the best items for a user.
+
+        Raises:
+            DivergedError: the scores are not finite.
+        """
+        rows, scores = self._run(prepared.examples, prepared.excluded, prepared.count)
+        told = self._reasons(prepared, rows, scores) if prepared.reasons and rows.size else ()
+        return Ranking(rows, scores, prepared.unknown_keys, told)
 
     def _all_but(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns all rows but these; of those that are given, -1 stands for none."""
@@ -170,40 +223,40 @@ class OpenRecommender:
     def _run(
         self, examples: Mapping[str, NDArray[Any]], excluded: NDArray[np.int64], count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        wanted = {EXCLUDED: excluded.astype(np.int64, copy=False), COUNT: np.array([count], dtype=np.int64)}
+        wanted = {EXCLUDED: excluded, COUNT: np.array([count], dtype=np.int64)}
         rows, scores = self.session.run([ROWS, SCORES], {**examples, **wanted})
-        if not np.isfinite(scores).all():
-            raise DivergedError("the scores are not finite")
+        self.check(scores, excluded, count)
         return rows, scores
 
-    def _reasons(
-        self,
-        examples: Mapping[str, NDArray[Any]],
-        known: NDArray[np.int64],
-        rows: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        count: int,
-    ) -> tuple[tuple[Reason, ...], ...]:
-        """Returns what speaks for each of some rows.
+    def check(self, scores: NDArray[np.float32], excluded: NDArray[np.int64], count: int) -> None:
+        """Refuses scores of a reconstruction that diverged: some are not finite, or fell out as minus infinity.
 
-        Args:
-            examples: all of the user's.
-            known: their positions in the columns that came.
-            rows: `[found]`.
-            scores: of these rows, with all examples.
-            count: reasons told of each.
+        Raises:
+            DivergedError: they are none to show.
         """
+        if not np.isfinite(scores).all():
+            raise DivergedError("the scores are not finite")
+        if scores.size < count:
+            left = len(self.items.keys) - len({*excluded.tolist(), *self.items.retired})
+            if scores.size < min(count, left):
+                raise DivergedError("scores are minus infinity")
+
+    def _reasons(
+        self, prepared: Prepared, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> tuple[tuple[Reason, ...], ...]:
+        """Returns what speaks for each of some rows; `scores` are those with all examples."""
+        known = prepared.known
         others = np.setdiff1d(np.arange(len(self.items.keys)), rows)
         sorted_rows = np.argsort(rows)
         effects = np.empty((len(known), rows.size), dtype=np.float32)
         for place in range(len(known)):
-            without = {name: np.delete(values, place) for name, values in examples.items()}
+            without = {name: np.delete(values, place) for name, values in prepared.examples.items()}
             found, changed = self._run(without, others, rows.size)
             effects[place, sorted_rows] = scores[sorted_rows] - changed[np.argsort(found)]
         return tuple(
             tuple(
                 Reason(int(known[place]), float(effects[place, column]))
-                for place in np.argsort(-effects[:, column], kind="stable")[:count]
+                for place in np.argsort(-effects[:, column], kind="stable")[: prepared.reasons]
                 if effects[place, column] > 0
             )
             for column in range(rows.size)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from fedrecon.inference import answering
+from fedrecon.inference.calls import Calls
 from fedrecon.inference.catalogue import Catalogue
-from fedrecon.inference.model_threads import ModelThreads
 from fedrecon.inference.publishing import Publication
 from fedrecon.v1.inference_pb2 import (
     FindSimilarRequest,
@@ -28,12 +28,12 @@ class InferenceService(InferenceServicer):
 
     Args:
         catalogue: what is live.
-        threads: where the model runs.
+        calls: how they are computed.
     """
 
-    def __init__(self, catalogue: Catalogue, threads: ModelThreads) -> None:
+    def __init__(self, catalogue: Catalogue, calls: Calls) -> None:
         self._catalogue = catalogue
-        self._threads = threads
+        self._calls = calls
 
     async def GetRecommender(self, request: GetRecommenderRequest, context: Any) -> GetRecommenderResponse:  # noqa: N802 - named by the contract
         """Names the recommender that is live, with the canary beside it, or one that is held to."""
@@ -44,12 +44,12 @@ class InferenceService(InferenceServicer):
     async def Recommend(self, request: RecommendRequest, context: Any) -> RecommendResponse:  # noqa: N802 - the same
         """Recommends to a user whose examples came along."""
         del context
-        return await self._threads.run(answering.recommend, self._chosen(request), request)
+        return await self._calls.recommend(self._chosen(request), request)
 
     async def FindSimilar(self, request: FindSimilarRequest, context: Any) -> FindSimilarResponse:  # noqa: N802 - the same
         """Names the items that are most like one."""
         del context
-        return await self._threads.run(answering.find_similar, self._chosen(request), request)
+        return await self._calls.find_similar(self._chosen(request), request)
 
     def _chosen(self, request: RecommendRequest | FindSimilarRequest) -> Publication:
         place = request.place if request.HasField("place") else None

@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from fedrecon.inference.batch_drawing import draw_batch
+from fedrecon.inference.batching import run_together
 from fedrecon.inference.bundles import (
     Arrays,
     Bundle,
@@ -26,6 +28,7 @@ from fedrecon.inference.bundles import (
 from fedrecon.inference.exporting import Origin, export
 from fedrecon.inference.linear_forms import find_linear_form
 from fedrecon.inference.ranking import COUNT, EXCLUDED, ROWS, SCORES
+from fedrecon.inference.recommending import DivergedError, OpenRecommender, Prepared
 from fedrecon.inference.stepwise import Stepwise, open_session
 from fedrecon.v1 import common_pb2
 from fedrecon.v1.plan_pb2 import Field, GraphRole
@@ -53,12 +56,14 @@ class Exported:
         items: the stored bytes of its vocabulary.
         round: the round of its checkpoint.
         largest_difference: of a score from the plan's own graphs.
+        together: the graph for many users at once, proved equal to the recommender; None where there is none.
     """
 
     recommender: bytes
     items: bytes
     round: int
     largest_difference: float
+    together: bytes | None = None
 
 
 def export_proved(
@@ -89,9 +94,14 @@ def export_proved(
         if form is None:
             raise
         # The plan is not what it was taken for.
-        content = export(bundle, tensors, vocabulary, origin, work, None)
+        form = None
+        content = export(bundle, tensors, vocabulary, origin, work)
         difference = verify_export(content, bundle, tensors, vocabulary, work)
-    return Exported(content, items, round_number, difference)
+    together = None
+    if form is not None and form.ridge is not None:
+        together = draw_batch(form, vocabulary)
+        verify_together(together, content, bundle, vocabulary)
+    return Exported(content, items, round_number, difference, together)
 
 
 def verify_export(
@@ -135,6 +145,37 @@ def verify_export(
                 largest, _compare_ranking(rows, found, scores, {*excluded.tolist(), *vocabulary.retired}, what)
             )
     return largest
+
+
+def verify_together(together: bytes, recommender: bytes, bundle: Bundle, vocabulary: Items, *, seed: int = 0) -> None:
+    """Raises unless the graph for many users gives each of them what the recommender gives them alone.
+
+    Args:
+        together: the graph for many.
+        recommender: the exported file.
+        bundle: its plan.
+        vocabulary: what it recommends.
+        seed: of the random users.
+
+    Raises:
+        WrongRecommenderError: a score differs by more than the tolerance, or a ranking is another.
+    """
+    opened = OpenRecommender.open(recommender, vocabulary, together)
+    random = np.random.default_rng(seed)
+    users = []
+    for examples in _NUMBERS_OF_EXAMPLES:
+        examples_of_user = _random_user(bundle, len(vocabulary.keys), examples, random)
+        given = {each.name: examples_of_user[each.name] for each in opened.fields}
+        excluded = np.flatnonzero(random.random(len(vocabulary.keys)) < _SHARE_EXCLUDED).astype(np.int64)
+        users.append(Prepared(given, excluded, len(vocabulary.keys), np.arange(examples), (), 0))
+    for user, found in zip(users, run_together(opened, users), strict=True):
+        if isinstance(found, DivergedError):
+            raise WrongRecommenderError("the graph for many users diverges")
+        alone = opened.answer(user)
+        scores = np.zeros(len(vocabulary.keys), dtype=np.float32)
+        scores[alone.rows] = alone.scores
+        left_out = {*user.excluded.tolist(), *vocabulary.retired}
+        _compare_ranking(found.rows, found.scores, scores, left_out, f"{len(user.known)} examples, with others")
 
 
 def _compare_ranking(
