@@ -83,14 +83,23 @@ def recommend(
     file: Annotated[Path, typer.Argument(help="A recommender that `fedrecon export` wrote.")],
     rate: Annotated[list[str] | None, typer.Option(help='"TITLE OR KEY=5"; once for each item that was rated.')] = None,
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="How many are wanted.")] = 10,
+    users: Annotated[
+        Path | None, typer.Option(help="Ratings of many users instead: a MovieLens folder, or a CSV file; with --out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where those of --users go: .csv or .jsonl; it can go on.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend to a user whom nobody has seen, from a few ratings; nothing leaves this machine."""
+    """Recommend to a user whom nobody has seen, from a few ratings, or to all users of a file; offline."""
     from fedrecon.device_sdk import FedreconError, Recommender
     from fedrecon.device_sdk.graphs import runnable_graph
     from fedrecon.inference.taken_fields import FIELDS_KEY, read_fields
     from fedrecon.ops.printing import print_json
 
+    if (users is None) != (out is None) or (users is not None and rate):
+        raise UserMistake(
+            "--users and --out belong together, and --rate is for one user.",
+            "`fedrecon recommend movies.onnx --users ratings.csv --out recommended.jsonl`",
+        )
     try:
         content, items = file.read_bytes(), file.with_suffix(ITEMS_SUFFIX).read_bytes()
         recommender = Recommender(content, items)
@@ -101,12 +110,48 @@ def recommend(
     except FedreconError as error:
         raise UserMistake(f"{file} is no recommender for this version: {error}.", "Export it again.") from error
     fields = read_fields(runnable_graph(content, str(file)).metadata[FIELDS_KEY])
+    if users is not None and out is not None:
+        _recommend_to_all(content, recommender.items, users, out, count, as_json=as_json)
+        return
     columns = _read_ratings(rate or [], fields, recommender.items)
     found = recommender.recommend(columns, count)
     if as_json:
         print_json({"recommendations": [{"key": one.key, "title": one.title, "score": one.score} for one in found]})
         return
     _print_table([(one.title, one.score) for one in found])
+
+
+def _recommend_to_all(content: bytes, items: Items, users: Path, out: Path, count: int, *, as_json: bool) -> None:
+    """Writes what all users of some ratings get, with a progress bar."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fedrecon.inference.backfilling import CSV_SUFFIX, LINES_SUFFIX, Request, asked_of, back_fill, digest_of_ratings
+    from fedrecon.inference.judging import UnjudgeableError
+    from fedrecon.inference.recommending import OpenRecommender
+    from fedrecon.ops.printing import print_json
+    from fedrecon.ops.rating_files import load_ratings
+    from fedrecon.wire.digests import digest_of
+
+    if out.suffix not in {CSV_SUFFIX, LINES_SUFFIX}:
+        raise UserMistake(f"{out} is neither .csv nor .jsonl.", "Name it, for example, recommended.jsonl.")
+    ratings = load_ratings(users)
+    opened = OpenRecommender.open(content, items)
+    request = Request(digest_of(content).hex(), digest_of_ratings(ratings), count)
+    try:
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("recommending", total=len(ratings.user_keys))
+            asked = asked_of(opened, ratings, count)
+            refused = back_fill(opened, asked, out, request, lambda more: bar.advance(task, more))
+    except UnjudgeableError as error:
+        raise UserMistake(f"This recommender does not take ratings: {error}.", "Use it from a program.") from error
+    except OSError as error:
+        raise UserMistake(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
+    if as_json:
+        print_json({"out": str(out), "users": len(ratings.user_keys), "refused": refused})
+        return
+    said = f"; {refused:,} were refused, and have a line that says why" if refused else ""
+    typer.echo(f"{out}: {len(ratings.user_keys):,} users{said}.")
 
 
 def _read_ratings(
