@@ -359,6 +359,17 @@ async def test_keys_noted_together_are_new_each_by_itself(journal: Journal, task
     assert all(await journal.remember_all(task, many))
 
 
+async def test_what_is_remembered_is_told_with_its_end_and_nothing_of_other_tasks(journal: Journal, task: str) -> None:
+    until = SystemClock().now_milliseconds() + LONG
+    assert await journal.remembered(task) == ()
+    notes = [(f"nonce/{number:04}", until + number) for number in range(1_500)]
+    assert all(await journal.remember_all(task, notes))
+    assert await journal.remember(task + "-other", "nonce/9999", until)
+    assert await journal.remember(task, "passed", 1)
+    await journal.forget(task, "nonce/0007")
+    assert await journal.remembered(task) == tuple(notes[:7] + notes[8:])
+
+
 async def test_a_key_that_was_removed_is_new_again(journal: Journal, task: str) -> None:
     until = SystemClock().now_milliseconds() + LONG
     await journal.forget(task, "nonce")

@@ -75,6 +75,21 @@ def rotate_keys(home: Path) -> None:
     )
 
 
+def put_keys(home: Path, variables: dict[str, str]) -> None:
+    """Keep keys of elsewhere in a home that has none.
+
+    Args:
+        home: The home.
+        variables: As `key_variables` gives them.
+
+    Raises:
+        UserMistake: It has keys.
+    """
+    if (home / KEYS_FILE).exists():
+        raise UserMistake(f"{home / KEYS_FILE} is there already.", "Restore into a home that has no keys.")
+    _write(home, variables)
+
+
 def _write(home: Path, content: dict[str, str]) -> None:
     _write_private(home / KEYS_FILE, json.dumps(content))
 

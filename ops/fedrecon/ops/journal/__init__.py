@@ -279,6 +279,10 @@ class Journal(Protocol):
         """
         ...
 
+    async def remembered(self, task: str) -> tuple[tuple[str, int], ...]:
+        """Return all keys that are noted, in order, each with the instant until which it is: for copies."""
+        ...
+
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order."""
         ...

@@ -169,6 +169,11 @@ class MemoryJournal:
         """Remove a key that was noted. See `Journal.forget`."""
         self._owner(task).remembered.pop(checked_name(key), None)
 
+    async def remembered(self, task: str) -> tuple[tuple[str, int], ...]:
+        """Return all keys that are noted. See `Journal.remembered`."""
+        now = self._clock.now_milliseconds()
+        return tuple(sorted((key, until) for key, until in self._owner(task).remembered.items() if until > now))
+
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order. See `Journal.streams`."""
         return tuple(

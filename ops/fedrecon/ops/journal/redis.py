@@ -47,6 +47,7 @@ _LONGEST_BLOCK_MILLISECONDS = 5_000
 """Blocking reads end this often, so that nobody waits long on a connection that died silently."""
 
 _PAUSE_AFTER_FAILURE_SECONDS = 0.1
+_SCANNED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,19 @@ class RedisJournal:
     async def forget(self, task: str, key: str) -> None:
         """Remove a key that was noted. See `Journal.forget`."""
         await self._shared.call("DEL", _key(task, "remembered", key))
+
+    async def remembered(self, task: str) -> tuple[tuple[str, int], ...]:
+        """Return all keys that are noted. See `Journal.remembered`."""
+        before, cursor = f"fedrecon:{{{checked_name(task)}}}:remembered:", b"0"
+        found: dict[str, int] = {}
+        while True:
+            pattern = f"{before}*"  # names hold nothing that a pattern would read
+            cursor, keys = await self._shared.call("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED_AT_ONCE)
+            instants = await asyncio.gather(*(self._shared.call("PEXPIRETIME", key) for key in keys))
+            pairs = zip(keys, instants, strict=True)
+            found |= {key.decode().removeprefix(before): until for key, until in pairs if until > 0}  # others have gone
+            if cursor == b"0":
+                return tuple(sorted(found.items()))
 
     async def streams(self, task: str, prefix: str = "") -> tuple[str, ...]:
         """Name the streams of a task that start with a prefix, in order. See `Journal.streams`."""

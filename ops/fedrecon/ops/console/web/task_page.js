@@ -6,6 +6,7 @@ import { confirmed } from "./dialogs.js";
 import { badge, el, part, renew, say, table, warnings, withCode } from "./elements.js";
 import { bytes, capital, count, moment, noteClock, now, numberOf, percent, PHASES, qualityOf, seconds, several, shapeInWords, short, span } from "./words.js";
 
+const FIRST_ATTEMPTS = 30;
 const SHOWN_ATTEMPTS = 120;
 const LISTED_ATTEMPTS = 15;
 const POINTS = 120;
@@ -134,10 +135,11 @@ class TaskPage {
       return;
     }
     this.loading = true;
+    const isFirst = this.attempts.length === 0;
     try {
       const { signal } = this.visit;
       const [rounds, checkpoints, served, task] = await Promise.all([
-        ask(taskPath(this.name, `/rounds?limit=${SHOWN_ATTEMPTS}`), signal),
+        ask(taskPath(this.name, `/rounds?limit=${isFirst ? FIRST_ATTEMPTS : SHOWN_ATTEMPTS}`), signal),
         ask(taskPath(this.name, "/checkpoints"), signal),
         ask(taskPath(this.name, "/recommenders"), signal),
         ask(taskPath(this.name), signal),
@@ -152,6 +154,7 @@ class TaskPage {
       this.renew();
       this.points = (await ask(taskPath(this.name, `/history?points=${POINTS}`), signal)).points;
       this.renew();
+      this.isStale ||= isFirst && this.attempts.length === FIRST_ATTEMPTS; // the page is there; now the rest of it
     } catch (error) {
       if (error instanceof Refused) {
         this.visit.refused(error);
@@ -160,7 +163,7 @@ class TaskPage {
       this.loading = false;
       if (this.isStale && !this.visit.signal.aborted) {
         this.isStale = false;
-        setTimeout(() => this.reload(), 1000);
+        setTimeout(() => this.reload(), isFirst ? 0 : 1000);
       }
     }
   }
