@@ -52,12 +52,13 @@ def export_from_server(task: str, server: str | None, blobs: str | None) -> Expo
         NotExportableError: the task has no checkpoint yet, or it cannot become a recommender.
         grpc.RpcError: a service cannot be reached or refuses.
     """
+    blobs_target = _blobs_target(server, blobs)
     with open_admin(server) as stub:
         found = stub.GetTask(GetTaskRequest(task=task), timeout=CALL_SECONDS).task
     if not found.checkpoint.digest:
         raise NotExportableError(f"task {task!r} has no checkpoint yet")
     newest = Wanted(0, found.live_round, found.checkpoint, found.spec)
-    return export_versions([wishes_of(found).live or newest], server, blobs)[0]
+    return export_versions([wishes_of(found).live or newest], server, blobs_target)[0]
 
 
 def export_versions(versions: Sequence[Wanted], server: str | None, blobs: str | None) -> list[Exported]:
@@ -73,15 +74,19 @@ def export_versions(versions: Sequence[Wanted], server: str | None, blobs: str |
         NotExportableError: one of them cannot become a recommender.
         grpc.RpcError: a service cannot be reached or refuses.
     """
-    blobs_target = blobs or find_targets(server).inference
-    if not blobs_target:
+    with open_sync_channel(_blobs_target(server, blobs)) as channel:
+        fetch = _fetch_from(BlobsStub(channel))
+        return [_guarded(each, fetch) for each in versions]
+
+
+def _blobs_target(server: str | None, blobs: str | None) -> str:
+    target = blobs or find_targets(server).inference
+    if not target:
         raise UserMistake(
             "With --server it must be said where blobs are fetched.",
             "Name aggregator or inference: `--blobs host:port`.",
         )
-    with open_sync_channel(blobs_target) as channel:
-        fetch = _fetch_from(BlobsStub(channel))
-        return [_guarded(each, fetch) for each in versions]
+    return target
 
 
 def _guarded(wanted: Wanted, fetch: Fetch) -> Exported:
