@@ -99,6 +99,8 @@ class Measures:
             task=TASK,
             outcome=CHECK_IN_OUTCOMES,
         )
+        for outcome in CHECK_IN_OUTCOMES:
+            self._check_ins.labels(task=NO_TASK, outcome=outcome)
         self._retry: Histogram = make.histogram(
             "retry_window_seconds",
             "After how long devices are asked to come back.",
