@@ -9,13 +9,14 @@ tasks name is there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedrecon.coordinator import ledger
 from fedrecon.coordinator.entries import REGISTRY_TASK
 from fedrecon.coordinator.named_blobs import NamesUnknown, digests_named, load_roots
 from fedrecon.ops.backups import BackupBroken, Reading, Writing
+from fedrecon.ops.blob_contract import ReadBlobs
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.journal import Journal, JournalError
 from fedrecon.ops.journal.copying import TaskCopy, copy_task, put_task
@@ -26,6 +27,26 @@ _ROUNDS = "round/"
 
 class NotEmpty(Exception):  # noqa: N818 - named for what it says
     """Something lies where a backup was to be restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class _AsCopied:
+    """The blobs of a deployment that goes on, with the notes that were copied: its own may be ahead by now."""
+
+    blobs: BlobStore
+    copied: Mapping[str, bytes]
+
+    def read(self, digest: bytes, offset: int = 0, length: int | None = None) -> bytes:
+        """Return bytes of a blob."""
+        return self.blobs.read(digest, offset, length)
+
+    def read_note(self, name: str) -> bytes | None:
+        """Return a note as it was copied."""
+        return self.copied.get(name)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the names of the notes that were copied."""
+        return tuple(self.copied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +82,8 @@ async def back_up(journal: Journal, blobs: BlobStore, writing: Writing, kept_che
         BackupBroken: The journal cannot be replayed, or a blob that it names is not there.
         NeverStill: A task was written to faster than it could be read.
     """
-    writing.add_notes(await asyncio.to_thread(_notes_of, blobs))
+    notes = await asyncio.to_thread(_notes_of, blobs)
+    writing.add_notes(notes)
     registry = await copy_task(journal, REGISTRY_TASK)
     names = await ledger.load_names(journal)
     tasks = [await copy_task(journal, name) for name in names]
@@ -71,7 +93,7 @@ async def back_up(journal: Journal, blobs: BlobStore, writing: Writing, kept_che
     replayed = MemoryJournal()
     for copy in copies:
         await put_task(replayed, copy)
-    return await prove(replayed, blobs, copies, kept_checkpoints, there=writing.blobs)
+    return await prove(replayed, _AsCopied(blobs, notes), copies, kept_checkpoints, there=writing.blobs)
 
 
 async def restore(journal: Journal, blobs: BlobStore, reading: Reading, kept_checkpoints: int) -> list[Proved]:
@@ -115,13 +137,13 @@ async def require_empty(journal: Journal, blobs: BlobStore, tasks: Sequence[str]
 
 
 async def prove(
-    journal: Journal, blobs: BlobStore, copies: Sequence[TaskCopy], kept_checkpoints: int, *, there: frozenset[bytes]
+    journal: Journal, blobs: ReadBlobs, copies: Sequence[TaskCopy], kept_checkpoints: int, *, there: frozenset[bytes]
 ) -> list[Proved]:
     """Read a journal back into which copies were put, fold all of it, and look for every blob that it names.
 
     Args:
         journal: The journal.
-        blobs: Where plans are read.
+        blobs: Where plans and notes are read.
         copies: What was put into it.
         kept_checkpoints: Newest commits that can be rolled back to.
         there: Digests of the blobs that the backup has.
@@ -155,7 +177,7 @@ async def _replayed(journal: Journal, copy: TaskCopy) -> Proved:
     return Proved(copy.task, task.committed, len(rounds), task.checkpoint.digest)
 
 
-async def _require_blobs(journal: Journal, blobs: BlobStore, kept_checkpoints: int, there: frozenset[bytes]) -> None:
+async def _require_blobs(journal: Journal, blobs: ReadBlobs, kept_checkpoints: int, there: frozenset[bytes]) -> None:
     try:
         roots = await load_roots(journal, kept_checkpoints)
         needed = await asyncio.to_thread(digests_named, roots, blobs)

@@ -21,7 +21,8 @@ from fedrecon.coordinator.entries import TASK_STREAM, Entry, task_entries
 from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.tasks import CheckpointCommitted, Event, TaskEdited
 from fedrecon.coordinator.watermarks import noted_tasks, read_watermark
-from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
+from fedrecon.ops.blob_contract import ReadBlobs
+from fedrecon.ops.blobs import BlobMissing, CorruptBlob
 from fedrecon.ops.journal import Journal, JournalError
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.task_pb2 import TaskSpec
@@ -54,7 +55,7 @@ async def load_roots(journal: Journal, kept_checkpoints: int) -> dict[str, tuple
     return roots
 
 
-def digests_named(roots: Mapping[str, Sequence[Any]], blobs: BlobStore) -> frozenset[bytes]:
+def digests_named(roots: Mapping[str, Sequence[Any]], blobs: ReadBlobs) -> frozenset[bytes]:
     """Returns the digests of all blobs that are needed. Blocks: it reads plans and notes.
 
     Args:
@@ -142,7 +143,7 @@ def _leaves(value: Any) -> Iterator[Blob | bytes]:
             yield from _leaves(inner)
 
 
-def _named_by_spec(spec: TaskSpec, blobs: BlobStore) -> set[bytes]:
+def _named_by_spec(spec: TaskSpec, blobs: ReadBlobs) -> set[bytes]:
     named = set(references_in(spec))
     try:
         manifest = read_manifest(blobs.read(spec.plan.digest))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from fedrecon.coordinator.round_events import Blob
 from fedrecon.coordinator.tasks import HistoryLost, State, Task
+from fedrecon.ops.blob_contract import ReadBlobs
 from fedrecon.ops.blobs import BlobStore
 from fedrecon.ops.journal.codec import Codec, UnreadableEvent
 from fedrecon.ops.logs import logger_of
@@ -49,7 +50,7 @@ class Watermark:
 _CODEC: Codec[Watermark] = Codec(Watermark)
 
 
-def read_watermark(blobs: BlobStore, task: str) -> Watermark | None:
+def read_watermark(blobs: ReadBlobs, task: str) -> Watermark | None:
     """Returns what was noted of a task; None if nothing was. Blocks.
 
     Raises:
@@ -59,7 +60,7 @@ def read_watermark(blobs: BlobStore, task: str) -> Watermark | None:
     return None if content is None else _CODEC.decode(content)
 
 
-def noted_tasks(blobs: BlobStore) -> tuple[str, ...]:
+def noted_tasks(blobs: ReadBlobs) -> tuple[str, ...]:
     """Returns the names of all tasks of which something was noted. Blocks."""
     return tuple(name.removesuffix(_SUFFIX) for name in blobs.notes() if name.endswith(_SUFFIX))
 

@@ -62,6 +62,22 @@ class CorruptBlob(Exception):  # noqa: N818 - the same
     """A blob's bytes do not have its digest; it was moved aside and counts as missing now."""
 
 
+class ReadBlobs(Protocol):
+    """What is read of blobs and notes by who only looks; see `BlobStore`."""
+
+    def read(self, digest: bytes, offset: int = 0, length: int | None = None) -> bytes:
+        """Return bytes of a blob."""
+        ...
+
+    def read_note(self, name: str) -> bytes | None:
+        """Return the content kept under a name, or None if there is none."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the names of all notes, in order."""
+        ...
+
+
 class BlobStore(Protocol):
     """Where blobs lie. See the module for the rules."""
 
