@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = next((word for word in given if not word.startswith("-")), None)
     if _COMPLETION_VARIABLE in os.environ:
-        verb = None  # the words to complete are in the environment
+        verb = _completed_verb()
     try:
         with _explained(verb):
             build_app(verb)(args=given, prog_name="fedrecon", complete_var=_COMPLETION_VARIABLE)
@@ -69,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(ending.code))
         return EXIT_FAILED
     return 0
+
+
+def _completed_verb() -> str | None:
+    """The verb of the line that a shell completes: bash tells its words so, other shells so."""
+    words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    return next((word for word in words.split()[1:] if not word.startswith("-")), None)
 
 
 def build_app(verb: str | None = None) -> typer.Typer:

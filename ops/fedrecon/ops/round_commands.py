@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from fedrecon.ops.admin_client import CALL_SECONDS, WATCH_SECONDS, open_admin
@@ -17,6 +18,7 @@ from fedrecon.ops.printing import as_dict, print_json
 from fedrecon.ops.task_commands import AsJson, Limit, Name, Server, state_of
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.coordinator_pb2 import SESSION_KIND_EVALUATE
+from fedrecon.wire.spread import is_spread
 
 rounds = typer.Typer(help="See what rounds do, and why.", no_args_is_help=True)
 
@@ -41,6 +43,29 @@ def list_rounds(
     table = rounds_table()
     for each in reversed(found):
         table.add_row(*row_of(each))
+    Console().print(table)
+
+
+@rounds.command()
+def show(
+    name: Name,
+    round_number: Annotated[int, typer.Argument(metavar="ROUND", min=1, help="number of the round")],
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the numbers of a round: each attempt from check-in to checkpoint, and how its sessions ended."""
+    with open_admin(server) as stub:
+        request = admin.ExplainRoundRequest(task=name, round=round_number)
+        attempts = stub.ExplainRound(request, timeout=CALL_SECONDS).attempts
+    if as_json:
+        print_json({"attempts": [as_dict(each) for each in attempts]})
+        return
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("attempt", no_wrap=True)
+    for each in attempts:
+        table.add_column(str(each.key.attempt), overflow="fold")
+    for heading, value in _SHOWN:
+        table.add_row(heading, *(value(each) for each in attempts))
     Console().print(table)
 
 
@@ -135,6 +160,26 @@ def row_of(shown: admin.Round) -> tuple[str, ...]:
     )
 
 
+_SHOWN: tuple[tuple[str, Callable[[admin.Round], str]], ...] = (
+    ("phase", lambda each: row_of(each)[1]),
+    ("waited", lambda each: str(each.waiting)),
+    ("assigned", lambda each: f"{each.assigned} of up to {each.cohort_size}"),
+    ("reported", lambda each: f"{each.reported}, {each.report_goal} wanted"),
+    ("in the checkpoint", lambda each: str(each.counted)),
+    ("void", lambda each: str(each.voided)),
+    ("dropped out", lambda each: str(each.dropped)),
+    ("sessions ended", lambda each: _counts(each.outcomes)),
+    ("their shapes", lambda each: _counts(each.shapes)),
+    ("seconds", lambda each: row_of(each)[5]),
+    ("quality", lambda each: metrics_text(each.metric_sums)),
+    ("checkpoint", lambda each: each.checkpoint.digest.hex()[:16]),
+)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return escape(", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
+
+
 def metrics_text(sums: Mapping[str, float]) -> str:
     """Return a round's metrics for people: the RMSE of those who took part, else the mean of every sum."""
     examples = sums.get("examples", 0.0)
@@ -142,4 +187,5 @@ def metrics_text(sums: Mapping[str, float]) -> str:
         return ""
     if "squared_error" in sums:
         return f"{math.sqrt(sums['squared_error'] / examples):.4f}"
-    return ", ".join(f"{name} {total / examples:.4f}" for name, total in sums.items() if name != "examples")
+    means = {name: total / examples for name, total in sums.items() if name != "examples" and not is_spread(name)}
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())

@@ -35,7 +35,20 @@ EDIT_TRIES = 5
 
 Server = Annotated[str | None, typer.Option("--server", help="coordinator, host:port; default: the stack here")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Name = Annotated[str, typer.Argument(help="name of the task")]
+_COMPLETION_SECONDS = 2.0
+
+
+def complete_task(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of tasks that begin so, for a shell; none where nobody can be asked quickly."""
+    try:
+        with open_admin(context.params.get("server")) as stub:
+            tasks = stub.ListTasks(admin.ListTasksRequest(), timeout=_COMPLETION_SECONDS).tasks
+    except (UserMistake, grpc.RpcError):
+        return []
+    return [each.spec.name for each in tasks if each.spec.name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(help="name of the task", autocompletion=complete_task)]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="at most so many, newest first")]
 Rows = Annotated[
     list[str] | None,
