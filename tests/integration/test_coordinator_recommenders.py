@@ -246,6 +246,56 @@ async def test_items_that_come_later_reach_the_live_version(tmp_path: Path) -> N
         assert (served.version, served.round) == (1, 1)
 
 
+def told(users: int, mean: float, each: float = 10.0) -> dict[str, float]:
+    """Sums of users with as many query examples each, whose errors are a tenth above or below the mean."""
+    examples = users * each
+    return {
+        "squared_error": mean * examples,
+        "squared_error.squared": 1.01 * mean**2 * users * each**2,
+        "squared_error.times_examples": mean * examples * each,
+        "query_examples": examples,
+        "query_examples.squared": users * each**2,
+    }
+
+
+async def test_evaluation_rounds_open_the_gate_where_the_server_has_no_data(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        spec = make_spec(built.plan)
+        spec.evaluation.CopyFrom(Evaluation(every_rounds=1, held_out_share=SHARE, report_goal=6))
+        gate = Gate(minimum_users=6, margins={"rmse": 0.05})
+        spec.serving.CopyFrom(Serving(by_promotion=True, evaluated_are_candidates=True, gate=gate))
+        await coordinator.create(spec)
+        for number, mean in ((1, 0.81), (3, 0.36), (5, 1.0)):
+            await committed(built, coordinator, number, TRAINED[:3])
+            built.sums.evaluation_sums = told(6, mean)
+            assigned = await coordinator.assign(*HELD_OUT[:6])
+            assert all(each.tells_spread for each in assigned)
+            opened = built.sums.find(assigned[0].round).request
+            assert [each.name for each in opened.metrics][1:] == [
+                "query_examples",
+                "query_examples.squared",
+                "loss.squared",
+                "loss.times_examples",
+            ]
+            await built.sums.report(assigned[0].round, 6)
+            await coordinator.until(Phase.COMMITTED, number + 1)
+        found = await until_listed(coordinator, 3)
+        assert found.refusals[1] == ""
+        await promote(coordinator, 1)
+        better = await promote(coordinator, 2)
+        assert better.evidence.source == "evaluation rounds 4 against 2"
+        (rmse,) = better.evidence.measures
+        assert rmse.value == pytest.approx(0.6)
+        assert rmse.live_value == pytest.approx(0.9)
+        assert rmse.highest_difference < 0
+        call = coordinator.admin.PromoteRecommender(
+            admin_pb2.PromoteRecommenderRequest(task=TASK, version=3), timeout=SECONDS
+        )
+        explained = await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "GATE_CLOSED")
+        assert "its rmse 1.0000 may be higher than the live one's 0.6000" in explained.message
+
+
 async def test_an_evaluated_checkpoint_becomes_a_candidate_also_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

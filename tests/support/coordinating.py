@@ -118,6 +118,7 @@ class CountingSums(SumsServicer):
         self.may_merge.set()
         self.may_close.set()
         self.refuse_merge = False
+        self.evaluation_sums = {"loss": 2.5}
         self.update_norm = 0.25
 
     async def report(self, key: RoundKey, reports: int) -> None:
@@ -197,7 +198,7 @@ class CountingSums(SumsServicer):
                 optimizer_state=BlobReference(digest=request.optimizer_state_digest, size=1),
                 reports=attempt.reports,
                 weight=10 * attempt.reports,
-                metric_sums={"loss": 2.5},
+                metric_sums=self.evaluation_sums,
                 sum_digest=hashlib.sha256(b"").digest(),
             )
         content = f"checkpoint {key.round}.{key.attempt} of {attempt.reports} from {request.checkpoint_digest.hex()}"

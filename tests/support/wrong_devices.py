@@ -239,6 +239,10 @@ def _train(assignment: Assignment) -> None:
     assignment.kind = coordinator_pb2.SESSION_KIND_TRAIN
 
 
+def _no_spread(assignment: Assignment) -> None:
+    assignment.tells_spread = False
+
+
 def _own_schedule(assignment: Assignment) -> None:
     assignment.work.ClearField("reconstruct_schedule")
 
@@ -361,6 +365,7 @@ WRONG: Mapping[str, Make] = {
     "report": with_settings(_newest_first),
     "rounding": with_settings(_without_chance),
     "evaluation": hearing(_train),
+    "spread": hearing(_no_spread),
     "task-settings": hearing(_own_schedule),
     "clip-norm": hearing(_never_clip),
     "row-sets": hearing(_all_rows),

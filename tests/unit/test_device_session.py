@@ -32,6 +32,7 @@ from fedrecon.v1.coordinator_pb2 import (
     Ticket,
 )
 from fedrecon.wire.digests import digest_of
+from fedrecon.wire.fixed_point import METRIC_SCALE
 from support import device_bundle as bundle
 from support.device_services import LOST, PUBLISHER, WINDOWS, Examples, Services, circumstances, play
 
@@ -314,6 +315,28 @@ def test_an_evaluation_reports_only_metric_sums(plan: Any) -> None:
     assert len(services.received) == 3 * 8
     (upload,) = [each for each in participation.receipt if each.message == "Upload"]
     assert "user vector" not in upload.reveals
+
+
+def test_an_evaluation_tells_its_spread_where_that_is_asked_for(plan: Any) -> None:
+    received = []
+    for asked in (False, True):
+        kind = coordinator_pb2.SESSION_KIND_EVALUATE
+        services = Services(plan, bundle.make_assignment(plan, kind=kind, tells_spread=asked))
+        assert play(services).participation.outcome is Outcome.UPLOADED
+        received.append(np.frombuffer(services.received, dtype="<i8"))
+    plain, told = received
+    assert told[: len(plain)].tolist() == plain.tolist()
+    examples, error = int(plain[0]), plain[2] / METRIC_SCALE
+    n, n_squared, squared, product = (each / METRIC_SCALE for each in told[len(plain) :])
+    assert (n, n_squared) == (examples, examples**2)
+    assert squared == pytest.approx(error**2, rel=1e-4)
+    assert product == pytest.approx(error * examples, rel=1e-4)
+
+
+def test_a_training_session_tells_no_spread(plan: Any) -> None:
+    both = [Services(plan, bundle.make_assignment(plan, tells_spread=asked)) for asked in (False, True)]
+    assert [play(services).participation.outcome for services in both] == [Outcome.UPLOADED] * 2
+    assert both[0].received == both[1].received
 
 
 def test_the_receipt_has_a_line_for_all_that_left(services: Services) -> None:

@@ -11,7 +11,7 @@ import hmac
 
 from fedrecon.coordinator.round_events import Blob, Kind, Slot
 from fedrecon.coordinator.round_state import Round
-from fedrecon.coordinator.specs import Prepared, work_of
+from fedrecon.coordinator.specs import Prepared, tells_spread, work_of
 from fedrecon.ops.tokens import issue_token, session_key
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import BlobReference, RoundKey
@@ -127,6 +127,7 @@ def common_assignment(prepared: Prepared, attempt: Round) -> Assignment:
         row_sets=None if attempt.kind is Kind.EVALUATE else spec.row_sets,
         clip_norm=attempt.opened.clip_norm,
         clip_adapts=spec.privacy.clip_quantile > 0,
+        tells_spread=tells_spread(spec, attempt.kind),
     )
 
 

@@ -26,7 +26,6 @@ from fedrecon.wire.spread import EXAMPLES, EXAMPLES_SQUARED, squared, times_exam
 
 DEFAULT_MINIMUM_USERS = 100
 DEFAULT_MARGINS: Mapping[str, float] = {"rmse": 0.01}
-MEASURES = ("rmse", "recall", "ndcg", "coverage")
 SMALLER_IS_BETTER = frozenset({"rmse"})
 _TWO_SIDED_95 = 1.959964
 _SQUARED_ERROR = "squared_error"

@@ -41,6 +41,9 @@ _LARGEST_OVER_SELECTION = 100.0
 _SMALL_RING_BITS = 16
 _SMALL_RING_REPORTS = 200
 _LONGEST_POPULATION = 200
+_LONGEST_STATEMENT = 10_000
+GATE_MEASURES = ("rmse", "recall", "ndcg", "coverage")
+"""What a gate may ask for."""
 _DIGEST_BYTES = 32
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
@@ -131,6 +134,11 @@ def kind_of(spec: TaskSpec, round_number: int) -> Kind:
     return Kind.EVALUATE if every and round_number % (every + 1) == 0 else Kind.TRAIN
 
 
+def tells_spread(spec: TaskSpec, kind: Kind) -> bool:
+    """Returns whether reports of a round tell second moments: evaluations of a task with a gate, which needs them."""
+    return kind is Kind.EVALUATE and spec.serving.HasField("gate")
+
+
 def work_of(spec: TaskSpec, round_number: int) -> LocalWork:
     """Returns what devices of a round are told to do: a number of epochs, whether or not the task lets them grow.
 
@@ -173,6 +181,7 @@ def check_spec(spec: TaskSpec) -> None:
         *_optimizer_problems(spec),
         *_sum_problems(spec),
         *privacy_problems(spec),
+        *_serving_problems(spec),
     )
     if problems:
         raise InvalidSpec("INVALID_SPEC", problems)
@@ -291,6 +300,19 @@ def _evaluation_problems(spec: TaskSpec) -> Iterator[str]:
             f"evaluation.report_goal {evaluation.report_goal}: no group of secure_sum.minimum_group "
             f"({spec.secure_sum.minimum_group}) could be opened"
         )
+
+
+def _serving_problems(spec: TaskSpec) -> Iterator[str]:
+    serving = spec.serving
+    for name, margin in sorted(serving.gate.margins.items()):
+        if name not in GATE_MEASURES:
+            yield f"serving.gate.margins.{name}: name one of {', '.join(GATE_MEASURES)}"
+        if not 0 <= margin < math.inf:
+            yield f"serving.gate.margins.{name} {margin}: a share of at least 0 is needed"
+    if serving.evaluated_are_candidates and not spec.evaluation.every_rounds:
+        yield "serving.evaluated_are_candidates: there are no evaluation rounds; state evaluation.every_rounds"
+    if len(serving.data_statement) > _LONGEST_STATEMENT:
+        yield f"serving.data_statement: at most {_LONGEST_STATEMENT:,} characters"
 
 
 def _work_problems(spec: TaskSpec) -> Iterator[str]:

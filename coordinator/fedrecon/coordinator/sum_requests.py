@@ -12,12 +12,13 @@ from fedrecon.coordinator.noise_trees import NoiseTree
 from fedrecon.coordinator.parting import PartSize
 from fedrecon.coordinator.round_events import Blob, Committed, GroupsClosed, Kind, Terms
 from fedrecon.coordinator.round_state import Round
-from fedrecon.coordinator.specs import Prepared
+from fedrecon.coordinator.specs import Prepared, tells_spread
 from fedrecon.v1 import aggregator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import GroupProgress, MergeRequest, MergeResponse, OpenRequest
 from fedrecon.v1.plan_pb2 import MetricSum
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.fixed_point import WITHIN_CLIP, WITHIN_CLIP_BOUND
+from fedrecon.wire.spread import spread_metrics
 
 _PHASE_SHARE = 0.15
 """Of the reporting window, for each phase after joining: calls and an upload, no training."""
@@ -51,7 +52,7 @@ def open_request(
         secure_sum=spec.secure_sum,
         layout=prepared.layout if trains else None,
         segment_elements=prepared.segment_elements if trains else (),
-        metrics=[*prepared.manifest.metrics, *_own_metrics(spec)],
+        metrics=[*prepared.manifest.metrics, *_own_metrics(spec, prepared, attempt.kind)],
         cohort_size=size.cohort_size,
         plan_digest=spec.plan.digest,
         checkpoint_digest=attempt.opened.checkpoint.digest,
@@ -103,9 +104,13 @@ def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...], noi
     )
 
 
-def _own_metrics(spec: TaskSpec) -> list[MetricSum]:
+def _own_metrics(spec: TaskSpec, prepared: Prepared, kind: Kind) -> list[MetricSum]:
     """Returns the metric sums that reports have beside the plan's."""
-    return [MetricSum(name=WITHIN_CLIP, bound=WITHIN_CLIP_BOUND)] if spec.privacy.clip_quantile else []
+    own = [MetricSum(name=WITHIN_CLIP, bound=WITHIN_CLIP_BOUND)] if spec.privacy.clip_quantile else []
+    if tells_spread(spec, kind):
+        plans = [(metric.name, metric.bound) for metric in prepared.manifest.metrics]
+        own += [MetricSum(name=name, bound=bound) for name, bound in spread_metrics(plans)]
+    return own
 
 
 def committed_of(merged: MergeResponse) -> Committed:

@@ -5,7 +5,7 @@ Part of the core: fetching yields requests, making is pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from fedrecon.v1.plan_pb2 import Layout, Manifest
 from fedrecon.wire import manifests
 from fedrecon.wire.fixed_point import WITHIN_CLIP_BOUND, FixedPoint
 from fedrecon.wire.row_sets import MalformedRowSetError, RowSet, read_row_set
+from fedrecon.wire.spread import spread_metrics, spread_sums
 from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
 
 _vocabularies: Memo[Items] = Memo(16)
@@ -130,10 +131,16 @@ def make_report(assignment: Assignment, material: Material, columns: Arrays, see
             f"the model can use {mapped.examples} examples; the task needs {max(work.minimum_examples, 1)}{why}"
         )
     result = train(material.plan, material.checkpoint, mapped.columns, work, seeds, assignment.kind)
-    layout = Layout() if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE else assignment.layout
+    is_evaluation = assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE
+    layout = Layout() if is_evaluation else assignment.layout
     result = restrict(result, layout, material.row_sets)
     result = clip(result, layout, assignment.clip_norm, adapts=assignment.clip_adapts)
-    more_bounds = (WITHIN_CLIP_BOUND,) if assignment.clip_adapts else ()
+    more_bounds: tuple[float, ...] = (WITHIN_CLIP_BOUND,) if assignment.clip_adapts else ()
+    if assignment.tells_spread and is_evaluation:
+        plans = [(metric.name, metric.bound) for metric in manifest.metrics]
+        told = spread_sums(result.metric_sums[: len(plans)], result.examples)
+        result = replace(result, metric_sums=(*result.metric_sums, *told))
+        more_bounds += tuple(bound for _, bound in spread_metrics(plans))
     fixed_point = agreement(result, manifest, layout, assignment.secure_sum, more_bounds, material.row_sets)
     vector = report_vector(result, layout, fixed_point, seeds.rounding)
     return Report(vector.to_bytes(), fixed_point, result.examples, mapped.unknown_keys)

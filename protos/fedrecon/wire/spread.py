@@ -11,19 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_SQUARED, _TIMES_EXAMPLES = ".squared", ".times_examples"
 EXAMPLES = "query_examples"
-EXAMPLES_SQUARED = "query_examples.squared"
+EXAMPLES_SQUARED = EXAMPLES + _SQUARED
 MOST_EXAMPLES = 10_000
 
 
 def squared(name: str) -> str:
     """Returns the name of the sum of a metric's squares."""
-    return f"{name}.squared"
+    return name + _SQUARED
 
 
 def times_examples(name: str) -> str:
     """Returns the name of the sum of a metric times the number of query examples."""
-    return f"{name}.times_examples"
+    return name + _TIMES_EXAMPLES
+
+
+def is_spread(name: str) -> bool:
+    """Returns whether a metric sum is one of these, and says nothing by itself."""
+    return name == EXAMPLES or name.endswith((_SQUARED, _TIMES_EXAMPLES))
 
 
 def spread_metrics(metrics: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:

@@ -10,6 +10,7 @@ import { type Agreement, quantise } from "../contract.js";
 import { decode, type Line } from "./line.js";
 
 const TRAIN = 1;
+const MOST_EXAMPLES = 10_000;
 const SPLITS = ["UNSPECIFIED", "ALTERNATE_BATCHES", "ALTERNATE_EXAMPLES", "BY_TIME", "BY_FRACTION", "NONE"];
 
 /** What an assignment names, ready to be run. */
@@ -66,6 +67,12 @@ export async function makeReport(assignment: any, material: Material, examples: 
       metrics.push(norm <= assignment.clip_norm ? 1 : 0);
       bounds.push(1);
     }
+  }
+  if (assignment.tells_spread && assignment.kind !== TRAIN) {
+    const n = result.examples;
+    metrics.push(n, n * n, ...result.metricSums.flatMap((sum: number) => [sum * sum, sum * n]));
+    const plans = (material.plan.manifest.metrics ?? []).map(({ bound }) => bound ?? 0);
+    bounds.push(1, MOST_EXAMPLES, ...plans.flatMap((bound) => [bound * bound * MOST_EXAMPLES, bound * MOST_EXAMPLES]));
   }
   const agreed: Agreement = {
     segments: segments.map(({ bound, row_set_digest }: any, number: number) => ({

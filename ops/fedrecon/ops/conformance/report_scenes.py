@@ -122,6 +122,11 @@ def _new_item(assignment: Assignment, blobs: dict[bytes, bytes]) -> None:
     assignment.vocabularies["items"].CopyFrom(keep_blob(blobs, write_vocabulary("items", 2, keys)))
 
 
+def _evaluate_with_spread(assignment: Assignment, blobs: dict[bytes, bytes]) -> None:
+    _evaluate(assignment, blobs)
+    assignment.tells_spread = True
+
+
 def _many_examples_wanted(assignment: Assignment, blobs: dict[bytes, bytes]) -> None:
     del blobs
     assignment.work.minimum_examples = 50
@@ -143,6 +148,7 @@ def _of_a_later_version(play: Play, call: Heard, before: int) -> Answers:
 REPORT_SCENES = (
     Scene("a report", "report", report_complaints),
     Scene("an evaluation", "evaluation", report_complaints, _evaluate),
+    Scene("an evaluation that tells its spread", "spread", report_complaints, _evaluate_with_spread),
     Scene("a task that sets everything", "task-settings", report_complaints, _settings_of_the_task),
     Scene("a clip norm that adapts", "clip-norm", report_complaints, _clip),
     Scene("rows of a public set", "row-sets", report_complaints, _row_set),

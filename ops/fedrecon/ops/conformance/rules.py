@@ -61,6 +61,7 @@ RULES = (
     Rule("report", ARITHMETIC, "the report is the plan's", "compare with training.json and wire.json, step by step"),
     Rule("rounding", ARITHMETIC, "rounding is drawn anew for each session", "three fresh seeds a session, told nobody"),
     Rule("evaluation", ARITHMETIC, "an evaluation reports metric sums alone", "leave the body empty"),
+    Rule("spread", ARITHMETIC, "an evaluation tells second moments if asked", "append them behind all metric sums"),
     Rule("task-settings", ARITHMETIC, "the task's settings win over the plan's", "read LocalWork before the manifest"),
     Rule("clip-norm", ARITHMETIC, "the update is clipped", "clip the norm of all segments together"),
     Rule("row-sets", ARITHMETIC, "reports hold the rows of public sets alone", "leave the others out before clipping"),
