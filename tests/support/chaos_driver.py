@@ -189,7 +189,7 @@ class Run:
         await self._settled()
         evidence = await self.evidence()
         kept = await load_checkpoints(self.journal, TASK, self.watch.number)
-        blobs = open_blobs(self.stack.home / "blobs")
+        blobs = open_blobs(self.stack.settings.blobs_place)
         return evidence, judge(evidence, read_notes(self.log), blobs.read, kept)
 
     async def evidence(self) -> Evidence:

@@ -18,10 +18,19 @@ from fedrecon.ops.blobs import (
     open_blobs,
 )
 from fedrecon.ops.durable_files import StorageFull, make_folder, write_durably
+from support.s3_server import BUCKET, s3_at, serving_s3
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with serving_s3() as endpoint, s3_at(endpoint):
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "s3":
+        return open_blobs(f"{request.getfixturevalue('s3')}/{secrets.token_hex(8)}")
     return open_blobs(tmp_path / "blobs" if request.param == "local" else f"memory://{secrets.token_hex(8)}")
 
 

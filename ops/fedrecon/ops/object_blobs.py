@@ -28,6 +28,14 @@ _SPOOLED_BYTES = 64 << 20
 _WHOLE_OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 """Stores in which an object appears whole when its upload ends; a file system behind fsspec promises no such thing."""
 
+_S3_SCHEMES = frozenset({"s3", "s3a"})
+_S3_TRIES = 2
+_S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "max_attempts": 3}}
+}
+"""Tries of s3fs, and within each of botocore. By their own defaults they multiply: S3 that answered 503 held up a write
+for 82 s. Whoever called tries again, and knows by then that something is wrong."""
+
 _WRITTEN_NAMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 """What fsspec's stores call the moment of the last write, in listings."""
 
@@ -60,10 +68,13 @@ class FsspecBlobs:
             raise ValueError(
                 f"blobs cannot lie at {scheme}://: use a folder, or one of {', '.join(sorted(_WHOLE_OBJECT_SCHEMES))}"
             )
+        options = _S3_OPTIONS if scheme in _S3_SCHEMES else {}
         try:
-            self._store, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+            self._store, self._root = fsspec.url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             raise ImportError(f"{scheme}:// needs a package ({error}): for S3, pip install 'fedrecon[s3]'") from error
+        if scheme in _S3_SCHEMES:
+            self._store.retries = _S3_TRIES  # no argument says it
 
     def put(self, content: bytes | Iterable[bytes]) -> bytes:
         """Keep a blob. See `BlobStore.put`."""
@@ -124,7 +135,6 @@ class FsspecBlobs:
         """Remove a blob that nobody has written since. See `BlobStore.delete_unless_written`."""
         path = self._path(digest)
         began = time.monotonic()
-        self._store.makedirs(self._condemned(digest).rpartition("/")[0], exist_ok=True)
         self._store.pipe_file(self._condemned(digest), b"")
         try:
             is_old = self._written(path, self._store.info(path)) < since_milliseconds
@@ -138,7 +148,6 @@ class FsspecBlobs:
 
     def write_note(self, name: str, content: bytes) -> None:
         """Keep a small content under a name. See `BlobStore.write_note`."""
-        self._store.makedirs(f"{self._root.rstrip('/')}/{NOTES}", exist_ok=True)
         self._store.pipe_file(self._note(name), content)
 
     def read_note(self, name: str) -> bytes | None:
@@ -168,7 +177,6 @@ class FsspecBlobs:
     def _upload(self, path: str, spooled: IO[bytes]) -> None:
         """Writes an object; it appears whole when its upload ends."""
         spooled.seek(0)
-        self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
         target = self._store.open(path, "wb")
         try:
             while chunk := spooled.read(CHUNK_BYTES):
