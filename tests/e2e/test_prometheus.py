@@ -41,12 +41,13 @@ PROMETHEUS = shutil.which("prometheus") or ""
 PROMTOOL = shutil.which("promtool") or ""
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1_200),
     pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="Prometheus is not here: apt-get install prometheus"),
 ]
 
 ROOT = Path(__file__).parents[2]
 OPS = ROOT / "ops"
-SECONDS = 120
+SECONDS = 240
 TRUSTED, PRIVATE = "films-trusted", "films-private"
 ONLY = {
     TRUSTED: ("secure_sum.protocol=SUM_PROTOCOL_TRUSTED",),
@@ -98,7 +99,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory, people: People, plan_folder: 
                 create_task(AdminStub(channel), spec, plan_folder)
         town.wake(dropout=0.1, awake=80)
         try:
-            town.wait_until(lambda task: task.committed >= 3)
+            town.wait_until(lambda task: task.committed >= 3, seconds=600)
             yield town
         finally:
             town.sleep()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import os
 import socket
@@ -22,8 +23,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedrecon.ops.certificates import LOCAL_NAMES, keep_certificates
 from fedrecon.ops.lifecycle import Service, run_service, serve
+from fedrecon.ops.metrics import Metrics
 from fedrecon.ops.mistakes import UserMistake
 from fedrecon.ops.settings import Settings
+from fedrecon.ops.storage_watch import StorageWatch
 from fedrecon.ops.tls import open_channel, open_service_channel
 from support.authority import Authority, make_authority
 
@@ -108,6 +111,29 @@ async def test_a_certificate_is_replaced_while_the_service_runs(tmp_path: Path) 
         with pytest.raises(grpc.aio.AioRpcError):
             await check(open_channel(address, trusts_old))
         assert await check(kept) == health_pb2.HealthCheckResponse.SERVING, "connections that are open stay open"
+
+
+async def test_a_certificate_that_has_expired_is_told_and_replaced_without_a_restart(tmp_path: Path) -> None:
+    now, metrics = dt.datetime.now(dt.UTC), Metrics.create("films")
+
+    async def tell(name: str, serves: bool) -> None:
+        del name, serves
+
+    def left() -> float:
+        watch.look_at_certificate(files.certificate)
+        expires = metrics.registry.get_sample_value("fedrecon_certificate_expiry_timestamp_seconds")
+        assert expires is not None
+        return expires - now.timestamp()
+
+    watch = StorageWatch(metrics, tell)
+    files = keep_certificates(tmp_path / "tls", LOCAL_NAMES, now - dt.timedelta(days=400))
+    async with serving(Settings(tls_certificate=files.certificate, tls_key=files.key, metrics_port=-1)) as address:
+        assert left() < 0
+        with pytest.raises(grpc.aio.AioRpcError):
+            await check(open_channel(address, files.authority))
+        keep_certificates(tmp_path / "tls", LOCAL_NAMES, now)
+        assert left() > 300 * 86_400
+        assert await check(open_channel(address, files.authority)) == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_a_pair_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from fedrecon.device_sdk.session import Circumstances, take_part
 from fedrecon.device_sdk.speaking import Speaker
 from fedrecon.device_sdk.transport import AsyncTransport
 from fedrecon.ops.blobs import LocalBlobs
+from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.tls import open_service_channel
+from fedrecon.ops.watched_blobs import WatchedBlobs
 from fedrecon.v1 import admin_pb2, task_pb2
 from fedrecon.v1.task_pb2 import LocalWork, SecureSum, TaskSpec
 from fedrecon.wire import manifests
@@ -60,6 +63,26 @@ class Held(AsyncTransport):
         return await super().call(request)
 
 
+class Refusing(LocalBlobs):
+    """Blobs that take nothing while there is a reason."""
+
+    refusal: OSError | None = None
+
+    def put(self, content: bytes | Iterable[bytes]) -> bytes:
+        if self.refusal is not None:
+            raise self.refusal
+        return super().put(content)
+
+
+class Shifted(SystemClock):
+    """A clock that goes wrong by so much."""
+
+    milliseconds = 0
+
+    def now_milliseconds(self) -> int:
+        return super().now_milliseconds() + self.milliseconds
+
+
 class Place:
     """A journal, blobs and sums; aggregators that come and go, and a coordinator."""
 
@@ -67,6 +90,9 @@ class Place:
         self.folder = folder
         self.journal = MemoryJournal()
         self.blobs = LocalBlobs(folder / "blobs")
+        self.refusing = Refusing(folder / "blobs")
+        self.outcomes: Counter[str] = Counter()
+        self.clock = Shifted()
         self.aggregators: list[Aggregator] = []
         self.stacks: list[AsyncExitStack] = []
         self.coordinator: Coordinator
@@ -79,6 +105,8 @@ class Place:
                 self.journal,
                 sums=self.folder / "sums",
                 blobs_folder=self.folder / "blobs",
+                store=WatchedBlobs(self.refusing, lambda outcome, _: self.outcomes.update([outcome])),
+                clock=self.clock,
             )
             self.aggregators.append(await stack.enter_async_context(place))
             self.stacks.append(stack)
@@ -247,6 +275,49 @@ async def test_a_round_goes_on_at_another_aggregator_when_one_is_killed(
         committed = committed_in(events)
         assert committed.reports == DEVICES
         assert (committed.sum_digest, committed.checkpoint) == (alone.sum_digest, alone.checkpoint)
+
+
+async def test_a_round_waits_for_blobs_that_are_refused_and_loses_nothing(tmp_path: Path, alone: Committed) -> None:
+    async with place(tmp_path, 1) as made:
+
+        async def refuse(may_join: asyncio.Event) -> None:
+            made.refusing.refusal = PermissionError("Access Denied")
+            may_join.set()
+            await until_true(lambda: made.outcomes["refused"] >= 2)  # asked again
+            assert made.coordinator.counted("rounds_total", task=TASK, outcome="committed") == 0
+            made.refusing.refusal = None
+
+        told = await one_round(made, "trusted", refuse)
+        assert {each.outcome for each in told} == {Outcome.UPLOADED}
+        committed = committed_in(await made.round_events())
+        assert (committed.reports, committed.checkpoint) == (DEVICES, alone.checkpoint)
+
+
+async def test_clocks_half_a_minute_apart_cost_a_round_nothing(tmp_path: Path, alone: Committed) -> None:
+    async with place(tmp_path, 2) as made:
+        made.clock.milliseconds = 30_000
+        await one_round(made, "trusted", at_once)
+        assert committed_in(await made.round_events()).checkpoint == alone.checkpoint
+
+
+async def test_a_clock_that_is_far_ahead_is_the_reason_and_the_next_attempt_is_made(tmp_path: Path) -> None:
+    async with place(tmp_path, 1) as made:
+        made.clock.milliseconds = 24 * 3_600_000
+        await made.coordinator.create(spec_of(made.blobs, "trusted"))
+        may_join = asyncio.Event()
+        may_join.set()
+        devices = [asyncio.create_task(made.take_part(number, may_join)) for number in range(1, DEVICES + 1)]
+        abandoned = (await made.coordinator.until(Phase.ABANDONED)).abandoned
+        assert abandoned is not None
+        assert "would expire before it begins" in abandoned.reason
+        made.clock.milliseconds = 0
+        for device in devices:
+            device.cancel()
+        await asyncio.gather(*devices, return_exceptions=True)
+        again = [asyncio.create_task(made.take_part(number, may_join)) for number in range(1, DEVICES + 1)]
+        mended = await made.coordinator.until(Phase.COMMITTED)
+        assert mended.attempt > 1
+        await asyncio.gather(*again)
 
 
 async def test_a_drained_aggregator_gets_no_groups_and_is_empty_when_its_own_have_ended(tmp_path: Path) -> None:

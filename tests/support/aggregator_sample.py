@@ -19,7 +19,7 @@ import pytest
 from fedrecon.aggregator.running import assemble
 from fedrecon.aggregator.settings import AggregatorSettings
 from fedrecon.aggregator.snapshots import Snapshots
-from fedrecon.ops.blobs import LocalBlobs
+from fedrecon.ops.blobs import BlobStore, LocalBlobs
 from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.clock import Clock, SystemClock
 from fedrecon.ops.journal import Journal
@@ -92,6 +92,7 @@ async def running(
     port: int = 0,
     sums: Path | None = None,
     blobs_folder: Path | None = None,
+    store: BlobStore | None = None,
     **settings: Any,
 ) -> AsyncIterator[Aggregator]:
     journal = MemoryJournal() if journal is None else journal
@@ -108,7 +109,7 @@ async def running(
     metrics, stopping, ready = Metrics.create("aggregator"), asyncio.Event(), folder / f"{secrets.token_hex(4)}.json"
 
     async def start(service: Service[AggregatorSettings]) -> None:
-        await assemble(service, journal, snapshots, blobs, clock)
+        await assemble(service, journal, snapshots, blobs if store is None else store, clock)
 
     server = asyncio.create_task(
         serve("aggregator", start, made, port, metrics=metrics, ready_file=ready, stopping=stopping)
