@@ -42,19 +42,24 @@ def up(
                 f"The console, signed in (once, for a quarter of an hour): {console_link(stack)}", soft_wrap=True
             )
             console.print("Ctrl-C stops everything. Next: [bold]fedrecon task create[/], [bold]fedrecon fleet[/].")
-        told = ""
-        while not stopping.wait(_LOOK_SECONDS):
-            try:
-                for name in stack.mend():
-                    console.print(f"[yellow]{name} had died and was started again[/]")
-                    told = ""
-            except (OSError, ValkeyError) as error:  # somebody frees space, and all goes on
-                if str(error) != told:
-                    told = str(error)
-                    console.print(f"{told}; it is tried again until it works", style="red", markup=False)
+        look_after(stack, stopping, console)
     finally:
         with console.status("stopping the stack"):
             stack.stop()
+
+
+def look_after(stack: Stack, stopping: threading.Event, console: Console) -> None:
+    """Start again what dies, and say so, until told to stop."""
+    told = ""
+    while not stopping.wait(_LOOK_SECONDS):
+        try:
+            for name in stack.mend():
+                console.print(f"[yellow]{name} had died and was started again[/]")
+                told = ""
+        except (OSError, ValkeyError) as error:  # somebody frees space, and all goes on
+            if str(error) != told:
+                told = str(error)
+                console.print(f"{told}; it is tried again until it works", style="red", markup=False)
 
 
 def stop_on_signals() -> threading.Event:

@@ -6,7 +6,7 @@
 import { watched } from "./watched.mjs";
 
 const [executablePath, scene, folder, link] = process.argv.slice(2);
-const desk = { viewport: { width: 1280, height: 900 } };
+const desk = { viewport: { width: 1280, height: 960 } };
 const phone = { width: 360, height: 740 };
 
 const shot = (page, name, fullPage = true) => page.screenshot({ path: `${folder}/${name}.png`, fullPage });
@@ -92,16 +92,16 @@ const scenes = {
     const usable = Date.now() - before;
     await page.waitForSelector("#quality svg path");
     await page.waitForFunction(() => document.querySelector("#funnel")?.textContent.includes("uploaded"));
-    await shot(page, "console");
+    await shot(page, "console", false);
     const seen = { usable, tiles: await text(page, "#tiles"), funnel: await text(page, "#funnel"), bytes: await costs(page), ...(await namesOf(page)) };
     seen.contrastLight = await contrastOf(page);
     await page.emulateMedia({ colorScheme: "dark" });
     seen.contrastDark = await contrastOf(page);
-    await shot(page, "console-dark");
+    await shot(page, "console-dark", false);
     await page.setViewportSize(phone);
     await page.waitForTimeout(300);
     seen.isNarrow = await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
-    await shot(page, "console-phone");
+    await shot(page, "console-phone", false);
     await page.setViewportSize(desk.viewport);
     process.stderr.write("ready\n"); // the test lets the round end now
     await page.waitForFunction(() => /was committed/.test(document.getElementById("said").textContent), undefined, { timeout: 60_000 });

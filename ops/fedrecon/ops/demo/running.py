@@ -7,13 +7,14 @@ processes of their own; what this module adds is people with phones and somebody
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from fedrecon.ops.stack import Stack
 from fedrecon.ops.task_commands import create_task
 from fedrecon.ops.task_specs import build_spec
 from fedrecon.ops.tls import open_service_channel, server_authority
+from fedrecon.ops.up import console_link
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.wire.vocabularies import Items, read_vocabulary
@@ -68,6 +70,7 @@ class Result:
         devices: devices in the fleet.
         seconds: time from the start of the stack to the last recommendation.
         recommender: the exported file.
+        stack: what it ran on.
     """
 
     task: admin.Task
@@ -75,6 +78,7 @@ class Result:
     devices: int
     seconds: float
     recommender: Path
+    stack: Stack
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON has it."""
@@ -93,13 +97,18 @@ class Result:
         }
 
 
-def run_demo(place: Path | None, rounds: int | None, console: Console) -> Result:
-    """Run the whole demo.
+@contextlib.contextmanager
+def demo_run(place: Path | None, rounds: int | None, console: Console, *, watched: bool) -> Iterator[Result]:
+    """Run the whole demo; its stack lives until the context ends.
 
     Args:
         place: MovieLens folder or file of ratings; None makes ratings up.
         rounds: rounds to commit; the configuration's own by default.
         console: where it is shown.
+        watched: whether the stack has a web console, too.
+
+    Yields:
+        What it came to.
 
     Raises:
         UserMistake: the ratings cannot be read, or a service cannot start.
@@ -122,24 +131,27 @@ def run_demo(place: Path | None, rounds: int | None, console: Console) -> Result
     with console.status("compiling the plan: PyTorch to ONNX, verified against torch, signed"):
         plan = _compile_plan(home, ratings, configuration)
     console.print("plan compiled, verified against torch, and signed")
-    stack = Stack(settings.model_copy(update={"home": home}))
+    make = Stack.with_console if watched else Stack
+    stack = make(settings.model_copy(update={"home": home}))
     with console.status("starting the stack: valkey, aggregator, coordinator, inference"):
         stack.start()
     try:
+        if watched:
+            console.print(f"Watch it in the console: {console_link(stack)}", soft_wrap=True, markup=False)
         with open_sync_channel(stack.roles["coordinator"].address, stack.home) as channel:
             create_task(AdminStub(channel), build_spec(TASK, None, configuration.assignments()), plan)
         progress = Progress(user_mean_rmse(people.unseen))
         with Live(progress, console=console, refresh_per_second=8):
             task = asyncio.run(_train(stack, plan, people, configuration, progress))
         recommender = _export(stack, home)
+        seconds = time.monotonic() - began
+        console.print()
+        _recommend(recommender, people, console)
+        result = Result(task, progress, len(people.training), seconds, recommender, stack)
+        _tell_what_left(result, console)
+        yield result
     finally:
         stack.stop()
-    seconds = time.monotonic() - began
-    console.print()
-    _recommend(recommender, people, console)
-    result = Result(task, progress, len(people.training), seconds, recommender)
-    _tell_what_left(result, console)
-    return result
 
 
 def command(home: Path, *arguments: str) -> None:
