@@ -15,6 +15,7 @@ import typer
 from fedrecon.ops.mistakes import UserMistake
 
 if TYPE_CHECKING:
+    from fedrecon.inference.lightening import Lightened
     from fedrecon.inference.taken_fields import TakenField
     from fedrecon.inference.verifying import Exported
     from fedrecon.wire.vocabularies import Items
@@ -32,6 +33,12 @@ def export(
     plan: Annotated[Path | None, typer.Option(help="Folder of a compiled plan: export without any server.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint for --plan; its initial one if none.")] = None,
     out: Annotated[Path, typer.Option(help="File to write; its items go beside it.")] = Path("recommender.onnx"),
+    precision: Annotated[
+        str, typer.Option(help="float32, float16 or int8: of its tables; it computes alike.")
+    ] = "float32",
+    users: Annotated[
+        Path | None, typer.Option(help="Folder of ratings on which the loss of --precision is measured.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to one ONNX file that recommends anywhere, proved equal to its plan."""
@@ -52,13 +59,14 @@ def export(
         )
     except NotExportableError as error:
         raise UserMistake(f"This cannot become a recommender: {error}.", "See the plan of the task.") from error
+    light = _lighten(exported, precision, users)
     items_file = out.with_suffix(ITEMS_SUFFIX)
     for each in (items_file, out):
         if each.is_dir():
             raise UserMistake(f"{each} is a folder.", "Name a file: --out movies.onnx.")
     try:
         write_durably(items_file, [exported.items])
-        write_durably(out, [exported.recommender])
+        write_durably(out, [light.recommender])
     except OSError as error:
         raise UserMistake(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
     if as_json:
@@ -68,15 +76,55 @@ def export(
                 "items": str(items_file),
                 "task": task,
                 "round": exported.round,
-                "bytes": len(exported.recommender),
+                "bytes": len(light.recommender),
                 "largest_difference": exported.largest_difference,
+                "precision": light.precision,
+                "precision_difference": light.difference,
+                "precision_rmse": light.rmse,
             }
         )
         return
     typer.echo(
-        f"{out} ({len(exported.recommender):,} bytes, round {exported.round}) and {items_file}; "
+        f"{out} ({len(light.recommender):,} bytes, round {exported.round}) and {items_file}; "
         f"its scores differ from the plan's own by at most {exported.largest_difference:.1e}."
     )
+    if light.precision != "float32":
+        typer.echo(
+            f"Its tables are {light.precision}: made-up users' scores differ from float32's by {light.difference:.1e} "
+            f"of the largest{_loss(light)}."
+        )
+
+
+def _lighten(exported: Exported, precision: str, users: Path | None) -> Lightened:
+    """Returns an export with tables of a precision."""
+    import numpy as np
+
+    from fedrecon.inference.bundles import NotExportableError
+    from fedrecon.inference.judging import UnjudgeableError, raters_of
+    from fedrecon.inference.lightening import PRECISIONS, lighten
+    from fedrecon.ops.rating_files import load_ratings
+    from fedrecon.wire.vocabularies import read_vocabulary
+
+    found = next((each for each in PRECISIONS if each == precision), None)
+    if found is None:
+        raise UserMistake(f"--precision {precision!r} is none.", f"It is one of {', '.join(PRECISIONS)}.")
+    if users is not None and found == "float32":
+        raise UserMistake("--users tells the loss of a lower --precision; float32 has none.", "Leave it out.")
+    raters = []
+    if users is not None:
+        ratings = load_ratings(users)
+        raters = raters_of(ratings, np.arange(len(ratings.user_keys)))
+    try:
+        return lighten(exported.recommender, read_vocabulary(exported.items), found, raters)
+    except (NotExportableError, UnjudgeableError) as error:
+        raise UserMistake(f"It cannot be made {precision}: {error}.", "Export it as float32.") from error
+
+
+def _loss(light: Lightened) -> str:
+    if light.rmse is None:
+        return ""
+    full, own = light.rmse
+    return f"; RMSE on the users' ratings is {own:.4f}, with float32 {full:.4f} ({own / full - 1:+.2%})"
 
 
 def recommend(
