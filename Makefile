@@ -127,6 +127,11 @@ bench-peers: setup .peers/flower/.installed .peers/implicit/.installed ## Run wh
 	.peers/flower/bin/pip install --quiet --disable-pip-version-check 'flwr==1.41.*'
 	@touch $@
 
+.PHONY: release
+release: setup web ## Build both wheels, with browser assets, lists of parts and digests, into dist/
+	$(BIN)/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	$(BIN)/python ops/release/build.py
+
 .PHONY: demo
 demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1
 	@$(BIN)/fedrecon demo $(if $(DATA),--data '$(DATA)') $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json)
