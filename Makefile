@@ -57,6 +57,7 @@ check: setup ## Lint, types, import rules, contract
 	$(BIN)/mypy $(ROOMS) tests
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against protos/baseline.binpb
 
 .PHONY: check-deployment
 check-deployment: .deployment/.installed ## Ask helm, Kubernetes' schemas and hadolint about container files, compose and chart
@@ -131,6 +132,10 @@ bench-peers: setup .peers/flower/.installed .peers/implicit/.installed ## Run wh
 release: setup web ## Build both wheels, with browser assets, lists of parts and digests, into dist/
 	$(BIN)/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
 	$(BIN)/python ops/release/build.py
+
+.PHONY: baseline
+baseline: setup ## Make the contract of today the one that later changes must not break: after a release
+	$(BIN)/buf build protos --exclude-source-info --output protos/baseline.binpb
 
 .PHONY: demo
 demo: setup ## Train, export and recommend on one machine: DATA=folder ROUNDS=n JSON=1
