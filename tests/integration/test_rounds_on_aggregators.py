@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fedrecon.aggregator import holding
 from fedrecon.aggregator.group_events import Accepted, RosterFrozen, UploadsEnded
@@ -37,6 +39,7 @@ from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.ops.settings import Settings
 from fedrecon.ops.tls import open_service_channel
+from fedrecon.ops.traces import Attempt, Traces, use_traces
 from fedrecon.ops.watched_blobs import WatchedBlobs
 from fedrecon.v1 import admin_pb2, task_pb2
 from fedrecon.v1.task_pb2 import LocalWork, SecureSum, TaskSpec
@@ -318,6 +321,63 @@ async def test_a_clock_that_is_far_ahead_is_the_reason_and_the_next_attempt_is_m
         mended = await made.coordinator.until(Phase.COMMITTED)
         assert mended.attempt > 1
         await asyncio.gather(*again)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_report_is_followed_from_check_in_to_checkpoint_and_nobody_by_it(tmp_path: Path, protocol: str) -> None:
+    exporter = InMemorySpanExporter()
+    end = use_traces(Traces("test", SimpleSpanProcessor(exporter)))
+    try:
+        async with place(tmp_path, 2) as made:
+            told = await one_round(made, protocol, at_once)
+            attempt = (await ledger.load_round(made.journal, TASK, 1)).last
+    finally:
+        end()
+    assert attempt is not None
+    traced = Attempt(TASK, 1, attempt.attempt)
+    spans = [each for each in exporter.get_finished_spans() if each.context.trace_id == traced.trace_id]
+    counted = Counter(each.name for each in spans)
+    masked = ("join", "share", "unmask") if protocol == "masked" else ("join",)
+    for name in ("check-in", "upload", "finish", *masked):
+        assert counted[name] >= DEVICES, name
+    phases = ("selecting", "reporting", "aggregating")
+    assert [counted[name] for name in (*phases, "merge", "round")] == [1, 1, 1, 1, 1]
+    assert min(counted["open"], counted["close"]) >= 2, "on both aggregators"
+    (root,) = [each for each in spans if each.name == "round"]
+    assert root.context.span_id == traced.root_id
+    assert root.parent is None
+    assert dict(root.attributes or {}) == {
+        "fedrecon.task": TASK,
+        "fedrecon.round": 1,
+        "fedrecon.attempt": attempt.attempt,
+        "fedrecon.outcome": "committed",
+        "fedrecon.kind": "train",
+        "fedrecon.reports": DEVICES,
+        "fedrecon.devices": DEVICES,
+    }
+    assert all(each.parent is not None and each.parent.span_id == traced.root_id for each in spans if each is not root)
+    written = "".join(each.to_json() for each in spans)
+    assert len(told) == DEVICES
+    for slot in attempt.slots:
+        assert slot.session.hex() not in written
+        assert slot.device.hex() not in written
+    words = {key for each in spans for key in each.attributes or {}}
+    assert words == {
+        f"fedrecon.{word}"
+        for word in (
+            "task",
+            "round",
+            "attempt",
+            "outcome",
+            "kind",
+            "reports",
+            "devices",
+            "bytes",
+            "groups",
+            "discard",
+            "succeeded",
+        )
+    }
 
 
 async def test_a_drained_aggregator_gets_no_groups_and_is_empty_when_its_own_have_ended(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from fedrecon.ops.clock import Clock
 from fedrecon.ops.key_ring import KeyRing
 from fedrecon.ops.session_calls import require_proof
 from fedrecon.ops.tokens import BadTokenError, verify_token
+from fedrecon.ops.traces import span
 from fedrecon.v1.aggregator_pb2 import (
     JoinRequest,
     JoinResponse,
@@ -90,23 +91,26 @@ class DeviceService(AggregatorServicer):
         """Enters a sum group with the update ready."""
         del context
         session, attempt = self._prove("Join", request)
-        summing = attempt.join(session)
-        answer = await self._exchange(summing, session, request)
+        with span("join", attempt.config.traced):
+            summing = attempt.join(session)
+            answer = await self._exchange(summing, session, request)
         return answer or JoinResponse(group=summing.group.group, phase=phase_of(summing))
 
     async def Share(self, request: ShareRequest, context: Any) -> ShareResponse:  # noqa: N802
         """Takes sealed shares, and gives those of the neighbours."""
         del context
         session, attempt = self._prove("Share", request)
-        summing = attempt.find(request.group)
-        return await self._exchange(summing, session, request) or ShareResponse(phase=phase_of(summing))
+        with span("share", attempt.config.traced):
+            summing = attempt.find(request.group)
+            return await self._exchange(summing, session, request) or ShareResponse(phase=phase_of(summing))
 
     async def Unmask(self, request: UnmaskRequest, context: Any) -> UnmaskResponse:  # noqa: N802
         """Says who survived, then takes the shares that unmask the sum."""
         del context
         session, attempt = self._prove("Unmask", request)
-        summing = attempt.find(request.group)
-        answer = await self._exchange(summing, session, request) or UnmaskResponse(phase=phase_of(summing))
+        with span("unmask", attempt.config.traced):
+            summing = attempt.find(request.group)
+            answer = await self._exchange(summing, session, request) or UnmaskResponse(phase=phase_of(summing))
         answer.fate = fate_of(summing, session)
         return answer
 
@@ -140,11 +144,12 @@ class DeviceService(AggregatorServicer):
         attempt.find(header.group)
         if len(header.digest) != DIGEST_BYTES:
             raise malformed(f"the vector's digest has {len(header.digest)} bytes, not {DIGEST_BYTES}")
-        if attempt.holding(session) is None:
-            await self._receive(attempt, session, header, request_iterator)
-        else:
-            self._measures.reports.labels(outcome="duplicate").inc()
-        return await self._answer(attempt, session, header.digest)
+        with span("upload", attempt.config.traced, bytes=header.size):
+            if attempt.holding(session) is None:
+                await self._receive(attempt, session, header, request_iterator)
+            else:
+                self._measures.reports.labels(outcome="duplicate").inc()
+            return await self._answer(attempt, session, header.digest)
 
     async def _receive(
         self, attempt: Attempt, session: bytes, header: UploadHeader, parts: AsyncIterator[UploadRequest]

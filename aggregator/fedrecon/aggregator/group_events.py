@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from fedrecon.ops.traces import Attempt
 from fedrecon.wire.fixed_point import FixedPoint
 from fedrecon.wire.fixed_point import Segment as FixedPointSegment
 from fedrecon.wire.sum_context import expected_members, groups_needed
@@ -108,6 +109,11 @@ class Config:
     def key(self) -> Key:
         """Names the part of the attempt."""
         return self.task, self.round, self.attempt, self.part
+
+    @property
+    def traced(self) -> Attempt:
+        """Whose trace it belongs to."""
+        return Attempt(self.task, self.round, self.attempt)
 
     @property
     def fixed_point(self) -> FixedPoint:

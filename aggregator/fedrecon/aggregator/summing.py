@@ -60,6 +60,7 @@ from fedrecon.ops.durable_files import StorageFull
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable, StaleWriter
 from fedrecon.ops.journal.codec import Codec
 from fedrecon.ops.logs import logger_of
+from fedrecon.ops.traces import span
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint, Vector
 
@@ -421,7 +422,8 @@ class Summing:
         reports = tuple(Report(session, digest) for session, digest in batch.reports.items())
         now = self._storage.clock.now_milliseconds()
         event = Accepted(reports, len(self.group.reports) + len(reports), snapshot, sum_digest, now)
-        await self._persist(event)
+        with span("accept batch", self.group.config.traced, reports=len(reports)):
+            await self._persist(event)
         self._total = total
         self._storage.measures.reports.labels(outcome="accepted").inc(len(reports))
 

@@ -38,6 +38,7 @@ from fedrecon.aggregator.secure_sum import DamagedSumError
 from fedrecon.aggregator.summing import Storage
 from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
 from fedrecon.ops.boundary import Refusal
+from fedrecon.ops.traces import Attempt, span
 from fedrecon.v1.aggregator_pb2 import (
     CloseRequest,
     CloseResponse,
@@ -96,14 +97,17 @@ class SumsService(SumsServicer):
     async def Open(self, request: OpenRequest, context: Any) -> OpenResponse:  # noqa: N802 - the contract's name
         """Opens the groups of an attempt."""
         del context
-        attempt = await self._attempts.open(config_of(request, self._staging.limit_bytes))
+        config = config_of(request, self._staging.limit_bytes)
+        with span("open", config.traced, devices=config.cohort_size):
+            attempt = await self._attempts.open(config)
         return OpenResponse(groups=[one.group.group for one in attempt.summings], aggregator=self._target)
 
     async def Close(self, request: CloseRequest, context: Any) -> CloseResponse:  # noqa: N802
         """Ends the attempt's uploads, or gives the attempt up."""
         del context
         attempt = self._attempts.find(request.round)
-        await asyncio.gather(*(one.end(discard=request.discard) for one in attempt.summings))
+        with span("close", attempt.config.traced, discard=request.discard):
+            await asyncio.gather(*(one.end(discard=request.discard) for one in attempt.summings))
         if attempt.has_moved:
             raise taken_over()
         self._staging.drop_part(attempt.config.key)
@@ -133,6 +137,11 @@ class SumsService(SumsServicer):
     async def Merge(self, request: MergeRequest, context: Any) -> MergeResponse:  # noqa: N802
         """Makes a new checkpoint out of closed groups."""
         del context
+        merged = request.round
+        with span("merge", Attempt(merged.task, merged.round, merged.attempt), groups=len(request.groups)):
+            return await self._merge(request)
+
+    async def _merge(self, request: MergeRequest) -> MergeResponse:
         if self._attempts.is_without_sums(request.round):
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,

@@ -18,6 +18,7 @@ from fedrecon.coordinator.pacing import Window
 from fedrecon.coordinator.round_events import Finish, Kind, Outcome
 from fedrecon.coordinator.round_state import Phase, Round
 from fedrecon.coordinator.tasks import State, Task
+from fedrecon.coordinator.tracing import trace_event
 from fedrecon.ops.described_metrics import TASK
 from fedrecon.ops.metrics import Metrics
 
@@ -247,7 +248,7 @@ class Measures:
             self.note_reports(name, 0)
 
     def note_event(self, name: str, before: Round | None, after: Round, event: round_events.Event, now: int) -> None:
-        """Counts what an event of a round means.
+        """Counts what an event of a round means, and tells its traces.
 
         Args:
             name: The task.
@@ -256,6 +257,7 @@ class Measures:
             event: What happened.
             now: When, Unix milliseconds.
         """
+        trace_event(before, after, event, now)
         if before is not None and after.attempt == before.attempt and after.phase is not before.phase:
             seconds = (now - before.phase_since) / 1000
             self._phase_seconds.labels(task=name, phase=before.phase.value).observe(seconds)

@@ -27,9 +27,11 @@ from fedrecon.coordinator.runner import Runner
 from fedrecon.coordinator.selection import Candidate
 from fedrecon.coordinator.speakers import Speakers, replayed
 from fedrecon.coordinator.tasks import State
+from fedrecon.coordinator.tracing import attempt_of
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.session_calls import require_proof
 from fedrecon.ops.tokens import BadTokenError, verify_token
+from fedrecon.ops.traces import span, tell_span
 from fedrecon.v1 import coordinator_pb2
 from fedrecon.v1.common_pb2 import RetryWindow, RetryWindows
 from fedrecon.v1.coordinator_pb2 import (
@@ -127,8 +129,10 @@ class CoordinatorService(CoordinatorServicer):
             runner, place = held
             return self._answered(runner, place, windows_of(runner, device_key), minimum_examples, device_key)
         runner = self._choose(fitting)
-        patience = _patience_milliseconds(context)
+        patience, began = _patience_milliseconds(context), around.clock.now_milliseconds()
         answer = await offer(runner, device_key, request.ticket, patience)
+        if isinstance(answer, Drawn):
+            tell_span("check-in", attempt_of(answer.attempt), began, around.clock.now_milliseconds())
         return self._answered(runner, answer, windows_of(runner, device_key), minimum_examples, device_key)
 
     async def FinishSession(  # noqa: N802 - the contract's name
@@ -153,7 +157,8 @@ class CoordinatorService(CoordinatorServicer):
         if runner is not None and request.session not in attempt.finishes:
             outcome = Outcome(SessionOutcome.Name(request.outcome).removeprefix(_OUTCOME_PREFIX))
             finish = Finish(request.session, outcome, request.shape)
-            await runner.endings.keep(key.round, key.attempt, finish)
+            with span("finish", attempt_of(attempt), outcome=outcome.value.lower()):
+                await runner.endings.keep(key.round, key.attempt, finish)
             attempt = await self._attempt(runner, request)
         fate = ReportFate.Value(f"REPORT_FATE_{fate_of(attempt, request.session).value}")
         windows = (

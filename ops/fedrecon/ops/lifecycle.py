@@ -45,6 +45,7 @@ from fedrecon.ops.settings import Settings, load_settings, settings_json, settin
 from fedrecon.ops.storage_refusals import refuse_storage_failures
 from fedrecon.ops.storage_watch import StorageWatch
 from fedrecon.ops.tls import LARGEST_MESSAGE_BYTES
+from fedrecon.ops.traces import open_traces
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
@@ -372,16 +373,18 @@ def run_service(
             return 0
         _refuse_plaintext(settings)
         configure_logs(name, level=settings.log_level, form=settings.log_format)
-        return asyncio.run(
-            serve(
-                name,
-                _settling(start),
-                settings,
-                getattr(settings, port_setting),
-                port_setting=port_setting,
-                ready_file=options.ready_file,
+        with contextlib.ExitStack() as ending:
+            ending.callback(open_traces(name, settings.traces_url))
+            return asyncio.run(
+                serve(
+                    name,
+                    _settling(start),
+                    settings,
+                    getattr(settings, port_setting),
+                    port_setting=port_setting,
+                    ready_file=options.ready_file,
+                )
             )
-        )
     except UserMistake as mistake:
         sys.stderr.write(f"{mistake}\n")
         return 2

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="address on which ports are opened")
     metrics_port: OptionalPort = Field(0, description="port of /metrics; 0 for a free one, none for no metrics")
+    traces_url: str = Field(
+        "", description="collector of OpenTelemetry traces, OTLP over gRPC: http://host:4317; empty: none are made"
+    )
     tls: Literal["required", "off"] = Field(
         "required", description="off: plaintext by word, also beyond this machine; `fedrecon up` makes no certificates"
     )
