@@ -74,8 +74,10 @@ def test_a_task_is_steered_by_commands(
 ) -> None:
     monkeypatch.setenv("FEDRECON_HOME", str(town.stack.home))
     settings = [part for value in DEFAULTS for part in ("--set", value)]
-    (created,) = run(capsys, "task", "create", TASK, "--plan", str(plan_folder), *settings)
-    assert created["state"] == "TASK_STATE_RUNNING"
+    assert main(["task", "create", TASK, "--plan", str(plan_folder), *settings, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["state"] == "TASK_STATE_RUNNING"
+    assert "All rows of items are summed, also those of a single device." in printed.err
     (paused,) = run(capsys, "task", "pause", TASK, "--reason", "to look")
     assert paused["state"] == "TASK_STATE_PAUSED"
     (edited,) = run(capsys, "task", "edit", TASK, "--set", "rounds.maximum_rounds=5")

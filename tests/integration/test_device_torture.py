@@ -52,7 +52,7 @@ class Growing(FakeServices):
     def __init__(self, targets: Callable[[], str]) -> None:
         super().__init__()
         self._targets = targets
-        self.needed = sum(len(blob) for digest, blob in self.plan.blobs.items())
+        self.needed = sum(map(len, self.blobs.values()))
         self.needed -= len(self.blobs[self.plan.manifest.initial_checkpoint.digest])
         self._first = read_safetensors(self.blobs[self.plan.manifest.initial_checkpoint.digest])
         self.change = self._renew
@@ -85,6 +85,7 @@ def torture(participations: int, seed: int, home: Path) -> tuple[Growing, Tortur
                 patience=patience,
                 transport=transport,
                 trusted_plans=[services.publisher],
+                min_contributors=0,
             )
             ended = []
             for _ in range(participations):

@@ -30,6 +30,7 @@ def main() -> None:
         examples,
         home=given.home,
         trusted_plans=[given.publisher],
+        min_contributors=0,
         patience=Patience(first_seconds=0.02, longest_seconds=0.2),
     )
     while True:

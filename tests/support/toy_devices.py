@@ -40,6 +40,7 @@ def toy_device(transport: FakeTransport, home: Path | None = None, **changes: An
         "trusted_plans": [transport.publisher],
         "transport": transport,
         "min_group": GROUP,
+        "min_contributors": GROUP,
         "patience": Patience(attempts=3, session_attempts=4),
     }
     examples = changes.pop("examples", None) or toy_store()

@@ -170,6 +170,12 @@ def test_an_evaluation_reports_no_rows_and_meets_the_floor(made: Any) -> None:
     assert participation.outcome is Outcome.UPLOADED
 
 
+def test_a_row_of_few_contributors_is_refused_unless_the_app_says_otherwise() -> None:
+    assert read_floors([], "required", 20).minimum_contributors == 5
+    assert read_floors([], "required", 20, 0).minimum_contributors == 0
+    assert read_floors([], "allowed", 1).minimum_contributors == 0, "what may leave in clear, no sum has to hide"
+
+
 def test_a_floor_below_zero_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="min_contributors is -1"):
         read_floors([], "required", 20, -1)

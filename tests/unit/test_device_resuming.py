@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from fedrecon.device_sdk import Device, Outcome
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.requests import Call, Fetch, Upload
-from fedrecon.device_sdk.testing import FakeServices, FakeTransport, toy_plan
+from fedrecon.device_sdk.testing import FakeServices, FakeTransport
 from fedrecon.v1 import coordinator_pb2
 from support.toy_devices import toy_device, toy_services, toy_transport
 
@@ -62,7 +62,7 @@ def live(services: FakeServices, home: Path, secure_sum: str, *, dies_after: int
 def home_with_blobs(folder: Path) -> Path:
     """Returns a home whose cache has the plan: its many transfers die in tests of their own."""
     cache = BlobCache(folder / "blobs")
-    for digest, blob in toy_plan().blobs.items():
+    for digest, blob in toy_services().blobs.items():
         cache.write(digest, blob)
     return folder
 

@@ -18,6 +18,10 @@ from fedrecon.wire import manifests
 
 KEY_BYTES = 32
 SESSION_BYTES = 16
+MIN_CONTRIBUTORS = 5
+"""Of 100 to 1,000 people of MovieLens 1M in a sum the plainest attack then finds 0 or 0.2 in the mean, instead of
+68 to 106 without a floor (`fedrecon bench leakage`)."""
+
 RUNNABLE_PROTOCOLS = (task_pb2.SUM_PROTOCOL_TRUSTED, task_pb2.SUM_PROTOCOL_SECAGG_PLUS)
 
 
@@ -52,7 +56,7 @@ def read_floors(
     trusted_plans: Sequence[str],
     secure_sum: Literal["required", "allowed"],
     min_group: int,
-    min_contributors: int = 0,
+    min_contributors: int | None = None,
 ) -> Floors:
     """Returns the floors that an app states.
 
@@ -60,7 +64,8 @@ def read_floors(
         trusted_plans: publisher keys, 64 hexadecimal digits each.
         secure_sum: `"required"`, or `"allowed"` where the app accepts that the aggregator sees its updates.
         min_group: smallest group, at least 1.
-        min_contributors: fewest expected contributors of a row, 0 for any number.
+        min_contributors: fewest expected contributors of a row, 0 for any number; None: `MIN_CONTRIBUTORS` where a
+            secure sum is required, else 0: what may leave in clear, no sum has to hide.
 
     Raises:
         ValueError: a key is no key, or a word or number is out of range.
@@ -78,6 +83,8 @@ def read_floors(
         raise ValueError(f'secure_sum is {secure_sum!r}; say "required" or "allowed"')
     if min_group < 1:
         raise ValueError(f"min_group is {min_group}; it must be at least 1")
+    if min_contributors is None:
+        min_contributors = MIN_CONTRIBUTORS if secure_sum == "required" else 0
     if min_contributors < 0:
         raise ValueError(f"min_contributors is {min_contributors}; it must be at least 0")
     return Floors(tuple(keys), secure_sum == "required", min_group, min_contributors)

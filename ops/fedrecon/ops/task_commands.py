@@ -20,6 +20,7 @@ from fedrecon.ops.task_specs import build_spec, edit_spec
 from fedrecon.v1 import admin_pb2 as admin
 from fedrecon.v1.admin_pb2_grpc import AdminStub
 from fedrecon.v1.common_pb2 import BlobReference
+from fedrecon.v1.plan_pb2 import Manifest
 from fedrecon.v1.task_pb2 import SUM_PROTOCOL_TRUSTED, TaskSpec
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.manifests import BadSignatureError, MalformedPlanError, blobs_of, read_manifest, read_signature
@@ -75,6 +76,13 @@ def create(
             asked.row_sets[vocabulary].CopyFrom(put_blob(stub, content))
         created = create_task(stub, asked, plan)
     _show(created, as_json=as_json)
+    open_rows = sorted(_summed_whole(created.spec, read_manifest(manifest_file(plan).read_bytes())))
+    if open_rows:
+        typer.echo(
+            f"All rows of {', '.join(open_rows)} are summed, also those of a single device. Apps take part only if "
+            "they say min_contributors=0; `fedrecon data rows` makes a public row set for --rows.",
+            err=True,
+        )
 
 
 def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
@@ -109,6 +117,16 @@ def create_task(stub: AdminStub, spec: TaskSpec, plan: Path) -> admin.Task:
     asked.plan.CopyFrom(put_blob(stub, content))
     asked.signature.CopyFrom(signature)
     return stub.CreateTask(admin.CreateTaskRequest(spec=asked), timeout=_CREATE_SECONDS).task
+
+
+def _summed_whole(spec: TaskSpec, manifest: Manifest) -> set[str]:
+    """Return the vocabularies of which a masked sum may hold a row that one device alone has updated."""
+    if spec.secure_sum.protocol == SUM_PROTOCOL_TRUSTED:
+        return set()  # there is nothing that it hides
+    reported = {segment.parameter for segment in manifest.layout.segments}
+    return {each.vocabulary for each in manifest.parameters if each.vocabulary and each.name in reported} - set(
+        spec.row_sets
+    )
 
 
 def _read_vocabulary(assignment: str) -> tuple[str, bytes]:

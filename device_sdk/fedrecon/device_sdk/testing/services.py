@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import Message
 
 from fedrecon.device_sdk.errors import CallFailedError
@@ -33,7 +34,7 @@ from fedrecon.v1.aggregator_pb2 import (
     UploadStatusResponse,
 )
 from fedrecon.v1.blobs_pb2 import FetchRequest
-from fedrecon.v1.common_pb2 import Chunk, RetryWindow, RetryWindows, RoundKey
+from fedrecon.v1.common_pb2 import BlobReference, Chunk, RetryWindow, RetryWindows, RoundKey
 from fedrecon.v1.coordinator_pb2 import (
     Assignment,
     CheckInRequest,
@@ -43,9 +44,11 @@ from fedrecon.v1.coordinator_pb2 import (
     Rejection,
     RejectionReason,
 )
+from fedrecon.v1.plan_pb2 import Layout
 from fedrecon.wire import chunks, manifests
 from fedrecon.wire.digests import digest_of
 from fedrecon.wire.fixed_point import FixedPoint
+from fedrecon.wire.row_sets import read_row_set, write_row_set
 
 MAXIMUM_REPORTS, MAXIMUM_WEIGHT, GROUP = 100, 20, 20
 REPORT_MILLISECONDS = 60_000
@@ -86,6 +89,7 @@ class FakeServices:
     def __init__(self, plan: ToyPlan | None = None, *, secure_sum: bool = True, group: int = GROUP) -> None:
         self.plan = plan or toy_plan()
         self.blobs = dict(self.plan.blobs)
+        self._row_sets = {vocabulary: self._every_row(rows, group) for vocabulary, rows in self._rows().items()}
         self.rejects: RejectionReason.ValueType | None = None
         self.minimum_examples = 1
         self.rest_milliseconds = (60_000, 120_000)
@@ -242,11 +246,33 @@ class FakeServices:
             blobs="blobs:1",
             secure_sum=self._secure_sum(),
             work=task_pb2.LocalWork(split=task_pb2.SPLIT_RULE_ALTERNATE_EXAMPLES, minimum_examples=1),
-            layout=manifest.layout,
+            layout=self._layout(),
+            row_sets=self._row_sets,
             report_within_milliseconds=REPORT_MILLISECONDS,
             round_token=os.urandom(40),
             session_key=os.urandom(32),
         )
+
+    def _every_row(self, rows: int, group: int) -> BlobReference:
+        """Returns a public row set of all rows, popular enough for any app."""
+        content = write_row_set(np.arange(rows), group, group)
+        digest = digest_of(content)
+        self.blobs[digest] = content
+        return BlobReference(digest=digest, size=len(content))
+
+    def _rows(self) -> Mapping[str, int]:
+        manifest = self.plan.manifest
+        return rows_in_force(manifest, read_checkpoint(self.blobs[manifest.initial_checkpoint.digest], manifest))
+
+    def _layout(self) -> Layout:
+        """Returns the plan's layout, restricted to the row sets."""
+        layout = Layout()
+        layout.CopyFrom(self.plan.manifest.layout)
+        vocabularies = {each.name: each.vocabulary for each in self.plan.manifest.parameters}
+        for segment in layout.segments:
+            if vocabularies[segment.parameter]:
+                segment.row_set_digest = self._row_sets[vocabularies[segment.parameter]].digest
+        return layout
 
     def _secure_sum(self) -> task_pb2.SecureSum:
         return task_pb2.SecureSum(
@@ -259,7 +285,7 @@ class FakeServices:
 
     def _fixed_point(self, assignment: Assignment) -> FixedPoint:
         manifest = self.plan.manifest
-        checkpoint = read_checkpoint(self.blobs[manifest.initial_checkpoint.digest], manifest)
-        elements = manifests.segment_elements(assignment.layout, manifest, rows_in_force(manifest, checkpoint), {})
+        row_sets = {each.digest: read_row_set(self.blobs[each.digest]) for each in self._row_sets.values()}
+        elements = manifests.segment_elements(assignment.layout, manifest, self._rows(), row_sets)
         bounds = [metric.bound for metric in manifest.metrics]
         return manifests.fixed_point_of(assignment.layout, elements, bounds, assignment.secure_sum)
