@@ -16,6 +16,7 @@ from fedrecon.ops.boundary import refusal_of
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.v1 import admin_pb2
 from fedrecon.v1.task_pb2 import Evaluation, Gate, Serving
+from fedrecon.wire.outcomes import outcome_metrics
 from fedrecon.wire.vocabularies import write_vocabulary
 from support.coordinating import KEY, TASK, Coordinator, House, house, make_spec, refused
 
@@ -289,11 +290,42 @@ async def test_evaluation_rounds_open_the_gate_where_the_server_has_no_data(tmp_
         assert rmse.value == pytest.approx(0.6)
         assert rmse.live_value == pytest.approx(0.9)
         assert rmse.highest_difference < 0
-        call = coordinator.admin.PromoteRecommender(
-            admin_pb2.PromoteRecommenderRequest(task=TASK, version=3), timeout=SECONDS
-        )
+        request = admin_pb2.PromoteRecommenderRequest(task=TASK, version=3)
+        call = coordinator.admin.PromoteRecommender(request, timeout=SECONDS)
         explained = await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "GATE_CLOSED")
         assert "its rmse 1.0000 may be higher than the live one's 0.6000" in explained.message
+
+
+async def test_evaluations_tell_what_people_chose_of_live_and_canary(tmp_path: Path) -> None:
+    async with house(tmp_path, MemoryJournal()) as built:
+        coordinator = await built.coordinator()
+        spec = make_spec(built.plan)
+        spec.evaluation.CopyFrom(Evaluation(every_rounds=3, held_out_share=SHARE, report_goal=6))
+        spec.serving.CopyFrom(Serving(gate=Gate()))
+        await coordinator.create(spec)
+        for number in (1, 2):
+            await committed(built, coordinator, number, TRAINED[:3])
+            await admit(coordinator, number)
+        await promote(coordinator, 1, override="the first one")
+        await promote(coordinator, 2, canary_places=500, override="to see what people choose")
+        await committed(built, coordinator, 3, TRAINED[:3])
+        of_live = (120.0, 12.0, 120.0**2 / 6, 12.0**2 / 6, 120.0 * 12.0 / 6)
+        outcomes = {name: 0.0 for name, _ in outcome_metrics([2])}
+        outcomes |= dict(zip((name for name, _ in outcome_metrics([1])), of_live, strict=True))
+        built.sums.evaluation_sums = {"loss": 2.5} | outcomes
+        assigned = await coordinator.assign(*HELD_OUT[:6])
+        assert {tuple(each.outcome_versions) for each in assigned} == {(1, 2)}
+        opened = built.sums.find(assigned[0].round).request
+        assert [each.name for each in opened.metrics][-10:] == [name for name, _ in outcome_metrics([1, 2])]
+        # What the round asks for was kept when it was opened: a promotion changes nothing about it.
+        await promote(coordinator, 2, override="at once")
+        await built.sums.report(assigned[0].round, 6)
+        await coordinator.until(Phase.COMMITTED, 4)
+        by_version = {each.version: each for each in (await listed(coordinator)).recommenders}
+        assert by_version[1].click_through.value == pytest.approx(0.1)
+        assert by_version[1].click_through.highest == pytest.approx(0.1)
+        assert by_version[1].shown == 120
+        assert not by_version[2].HasField("click_through")
 
 
 async def test_an_evaluated_checkpoint_becomes_a_candidate_also_after_a_kill(

@@ -24,7 +24,7 @@ from fedrecon.device_sdk import Device, ExampleStore, Outcome, Participation
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Patience
 from fedrecon.device_sdk.columns import map_examples, rule_of
-from fedrecon.device_sdk.errors import NoModelError, UnreachableError
+from fedrecon.device_sdk.errors import InvalidExampleError, NoModelError, UnreachableError
 from fedrecon.device_sdk.plans import load_plan, read_checkpoint
 from fedrecon.device_sdk.runtime import Seeds, agreement, report_vector, train
 from fedrecon.device_sdk.transport import AsyncTransport
@@ -61,6 +61,7 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
         self.refusals: dict[str, ErrorInfo] = {}
         self.fetch_breaks = False
         self.canary_places: int | None = None
+        self.version = 0
 
     def note(self, message: Message, context: grpc.ServicerContext) -> None:
         assert context.time_remaining() is not None, "every call has a deadline"
@@ -114,6 +115,7 @@ class Services(CoordinatorServicer, AggregatorServicer, BlobsServicer, Inference
             recommender=BlobReference(digest=digest_of(file), size=len(file)),
             vocabulary=BlobReference(digest=digest_of(items), size=len(items)),
         )
+        whole.version = self.version
         if self.canary_places is None:
             return whole
         # Nothing but the files of the whole one can be fetched: who asks for another one fails.
@@ -360,6 +362,29 @@ def test_a_device_takes_the_canary_if_its_place_is_among_those_that_get_it(
     services.blobs[b"file"], services.blobs[b"items"] = bundle.make_recommender(services.plan)
     services.canary_places = places
     assert len(device("127.0.0.1:1", inference=target, task="films").recommend(2)) == 2
+
+
+def test_outcomes_are_kept_as_numbers_of_the_version_that_recommended(
+    running: tuple[Services, str, grpc.Server],
+) -> None:
+    services, target, _ = running
+    services.blobs[b"file"], services.blobs[b"items"] = bundle.make_recommender(services.plan)
+    kept = ExampleStore(":memory:")
+    shows = device("127.0.0.1:1", examples=kept, inference=target, task="films")
+    assert not shows.record_outcome(["film-1", "film-2"])  # nothing recommended yet
+    shows.recommend(2)
+    assert not shows.record_outcome(["film-1", "film-2"], ["film-2"])  # nothing was promoted
+    services.version = 6
+    again = device("127.0.0.1:1", examples=kept, inference=target, task="films")
+    again.recommend(2)
+    assert again.record_outcome(["film-1", "film-2"], ["film-2"])
+    assert again.record_outcome(["film-1", "film-3"])
+    assert kept.outcomes() == {6: (4, 1)}
+    for shown, chosen in ((["film-1"], ["film-2"]), (["film-1", "film-1"], []), (["film-1"], ["film-1", "film-1"])):
+        with pytest.raises(InvalidExampleError):
+            again.record_outcome(shown, chosen)
+    assert again.forget()
+    assert kept.outcomes() == {}
 
 
 def test_a_device_keeps_its_place_for_as_long_as_its_key(tmp_path: Path) -> None:

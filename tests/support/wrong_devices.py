@@ -243,6 +243,10 @@ def _no_spread(assignment: Assignment) -> None:
     assignment.tells_spread = False
 
 
+def _no_outcomes(assignment: Assignment) -> None:
+    assignment.ClearField("outcome_versions")
+
+
 def _own_schedule(assignment: Assignment) -> None:
     assignment.work.ClearField("reconstruct_schedule")
 
@@ -366,6 +370,7 @@ WRONG: Mapping[str, Make] = {
     "rounding": with_settings(_without_chance),
     "evaluation": hearing(_train),
     "spread": hearing(_no_spread),
+    "outcomes": hearing(_no_outcomes),
     "task-settings": hearing(_own_schedule),
     "clip-norm": hearing(_never_clip),
     "row-sets": hearing(_all_rows),

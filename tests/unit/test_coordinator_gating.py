@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrecon.coordinator.gating import evidence_of_rounds, refusals
+from fedrecon.coordinator.gating import click_through, evidence_of_rounds, refusals
 from fedrecon.coordinator.recommenders import Evidence, Measured
 from fedrecon.coordinator.tasks import CheckpointEvaluated
 from fedrecon.v1.task_pb2 import Gate
+from fedrecon.wire.outcomes import outcome_metrics, outcome_sums
 from fedrecon.wire.spread import spread_metrics, spread_sums
 
 BETTER = Measured("rmse", 0.90, 0.88, 0.92, 0.91, -0.015, -0.005)
@@ -125,6 +126,46 @@ def test_rounds_without_a_spread_tell_nothing() -> None:
     told = evidence_of_rounds([evaluated(4, 3, made_up(1, 200, 0.8))], [plain], 5)
     assert told is not None
     assert refusals(GATE, told, 5) == ("its rmse is not known from evaluation rounds 4",)
+
+
+def shown_to(outcomes: list[tuple[int, int]], number: int = 4, **changes: float) -> CheckpointEvaluated:
+    """A round in which devices told these outcomes of version 3."""
+    totals = np.sum([outcome_sums([3], {3: each}) for each in outcomes], axis=0)
+    sums = dict(zip((name for name, _ in outcome_metrics([3])), totals.tolist(), strict=True))
+    sums |= {name.replace("_", "."): value for name, value in changes.items()}
+    return CheckpointEvaluated(number, 1, 2, len(outcomes), 500, tuple(sums.items()))
+
+
+def test_click_through_has_the_interval_that_a_bootstrap_over_devices_gives() -> None:
+    random = np.random.default_rng(8)
+    shown = random.integers(1, 400, 300)
+    chosen = random.binomial(shown, random.beta(2, 18, 300))
+    newest = shown_to(list(zip(shown.tolist(), chosen.tolist(), strict=True)), 8)
+    found = click_through(3, [shown_to([(9, 9)] * 5), newest])
+    assert found is not None
+    measured, total = found
+    assert total == shown.sum()
+    assert measured.value == pytest.approx(chosen.sum() / shown.sum())
+    drawn = random.integers(0, 300, (4_000, 300))
+    low, high = np.quantile(chosen[drawn].sum(axis=1) / shown[drawn].sum(axis=1), [0.025, 0.975])
+    assert measured.highest - measured.lowest == pytest.approx(high - low, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        shown_to([(10, 2)] * 5, outcome_3_chosen=60.0),
+        shown_to([(10, 2)] * 5, outcome_3_chosen=-1.0),
+        shown_to([(10, 2)] * 5, outcome_3_shown=5_001.0),
+        shown_to([(10, 2)] * 5, outcome_3_shown_squared=1.0),
+        shown_to([(10, 2)] * 5, outcome_3_product=10_000.0),
+        shown_to([(0, 0)] * 5),
+        shown_to([(10, 2)]),
+        evaluated(4, 3, made_up(1, 20, 0.8)),
+    ],
+)
+def test_sums_that_honest_devices_could_not_have_told_say_nothing(told: CheckpointEvaluated) -> None:
+    assert click_through(3, [told]) is None
 
 
 def test_one_user_has_no_spread() -> None:

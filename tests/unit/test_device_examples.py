@@ -213,3 +213,35 @@ def test_every_example_holds_as_many_numbers() -> None:
             store.add(features=[1.0])
         with pytest.raises(InvalidExampleError, match="in the first example it was"):
             store.add(features=1.0)
+
+
+def test_outcomes_of_the_newest_that_were_shown_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "examples.db"
+    with ExampleStore(path) as store:
+        for _ in range(3):
+            store.add_outcome(1, 400, 40)
+        store.add_outcome(1, 300, 7)
+        store.add_outcome(2, 10, 10)
+    with ExampleStore(path) as store:
+        # 300 and 400 are told; another 400 would be more than a device may weigh.
+        assert store.outcomes() == {1: (700, 47), 2: (10, 10)}
+        assert store.count() == 0
+        store.clear()
+        assert store.outcomes() == {}
+
+
+@pytest.mark.parametrize(("version", "shown", "chosen"), [(0, 5, 1), (1, 0, 0), (1, 5, 6), (1, 5, -1), (1, 1_001, 0)])
+def test_an_outcome_that_cannot_be_is_refused(version: int, shown: int, chosen: int) -> None:
+    store = ExampleStore(":memory:")
+    with pytest.raises(InvalidExampleError):
+        store.add_outcome(version, shown, chosen)
+    assert store.outcomes() == {}
+
+
+def test_outcomes_grow_old_as_examples_do() -> None:
+    now = [1_000.0]
+    store = ExampleStore(":memory:", maximum_age_seconds=100, clock=lambda: now[0])
+    store.add_outcome(1, 5, 1)
+    now[0] += 101
+    store.add_outcome(1, 3, 1)
+    assert store.outcomes() == {1: (3, 1)}

@@ -333,6 +333,37 @@ def test_an_evaluation_tells_its_spread_where_that_is_asked_for(plan: Any) -> No
     assert product == pytest.approx(error * examples, rel=1e-4)
 
 
+class Shown(Examples):
+    """Examples of an app that keeps outcomes."""
+
+    def add_outcome(self, version: int, shown: int, chosen: int) -> None:
+        raise AssertionError("a session adds none", version, shown, chosen)
+
+    def outcomes(self) -> dict[int, tuple[int, int]]:
+        return {5: (40, 3), 9: (7, 7)}
+
+
+@pytest.mark.parametrize(("kept", "told"), [(True, [0] * 5 + [40, 3, 1600, 9, 120]), (False, [0] * 10)])
+def test_an_evaluation_tells_outcomes_of_the_versions_that_are_asked_for(
+    plan: Any, kept: bool, told: list[int]
+) -> None:
+    examples = Shown() if kept else Examples()
+    assignment = bundle.make_assignment(plan, kind=coordinator_pb2.SESSION_KIND_EVALUATE)
+    assignment.outcome_versions.extend((4, 5))
+    services = Services(plan, assignment)
+    participation = play(services, examples=examples).participation
+    assert participation.outcome is Outcome.UPLOADED
+    received = np.frombuffer(services.received, dtype="<i8")
+    assert (received[-10:] / METRIC_SCALE).tolist() == told
+    (upload,) = [each for each in participation.receipt if each.message == "Upload"]
+    assert "how many recommendations of version 4, 5 were shown" in upload.reveals
+    training = bundle.make_assignment(plan)
+    training.outcome_versions.extend((4, 5))
+    again = play(Services(plan, training), examples=examples).participation
+    assert again.outcome is Outcome.UPLOADED
+    assert all("recommendations of version" not in each.reveals for each in again.receipt)
+
+
 def test_a_training_session_tells_no_spread(plan: Any) -> None:
     both = [Services(plan, bundle.make_assignment(plan, tells_spread=asked)) for asked in (False, True)]
     assert [play(services).participation.outcome for services in both] == [Outcome.UPLOADED] * 2

@@ -128,6 +128,7 @@ def common_assignment(prepared: Prepared, attempt: Round) -> Assignment:
         clip_norm=attempt.opened.clip_norm,
         clip_adapts=spec.privacy.clip_quantile > 0,
         tells_spread=tells_spread(spec, attempt.kind),
+        outcome_versions=attempt.opened.outcome_versions,
     )
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from fedrecon.coordinator.recommenders import Evidence, Measured
 from fedrecon.coordinator.tasks import CheckpointEvaluated
 from fedrecon.v1.task_pb2 import Gate
+from fedrecon.wire.outcomes import read_outcome
 from fedrecon.wire.spread import EXAMPLES, EXAMPLES_SQUARED, squared, times_examples
 
 DEFAULT_MINIMUM_USERS = 100
@@ -102,6 +103,32 @@ def evidence_of_rounds(
     )
     users = min(of_candidate.users, of_live.users)
     return Evidence(f"{source} against {of_live.told}", users, live_version, (compared,))
+
+
+def click_through(version: int, evaluations: Iterable[CheckpointEvaluated]) -> tuple[Measured, int] | None:
+    """Returns the share of a version's shown recommendations that were chosen, with how many were shown.
+
+    Devices tell all that they have shown of a version each time, so the newest round that asked is taken by itself.
+
+    Args:
+        version: Its number.
+        evaluations: Of the task, in order.
+
+    Returns:
+        None if no round told, nothing was shown, or the sums are none that honest devices could have told.
+    """
+    for each in reversed(list(evaluations)):
+        told = read_outcome(dict(each.metric_sums), version)
+        if told is None:
+            continue
+        if told.shown <= 0 or each.reports < _LEAST_FOR_A_VARIANCE or not told.is_plausible(each.reports):
+            return None
+        share = told.chosen / told.shown
+        residual = told.chosen_squared - 2 * share * told.product + share * share * told.shown_squared
+        variance = max(residual, 0.0) / told.shown**2 * each.reports / (each.reports - 1)
+        half = _TWO_SIDED_95 * math.sqrt(variance)
+        return Measured("click_through", share, max(share - half, 0.0), min(share + half, 1.0)), round(told.shown)
+    return None
 
 
 class _Pooled:

@@ -27,12 +27,15 @@ _STAGES = {
 }
 
 
-def recommender_message(version: Version, evidence: Evidence | None = None) -> admin_pb2.Recommender:
+def recommender_message(
+    version: Version, evidence: Evidence | None = None, outcome: tuple[Measured, int] | None = None
+) -> admin_pb2.Recommender:
     """Returns a version as operators see it.
 
     Args:
         version: The version.
         evidence: What is known of its quality.
+        outcome: Its click-through, and how many of its recommendations were shown.
     """
     return admin_pb2.Recommender(
         version=version.version,
@@ -46,6 +49,8 @@ def recommender_message(version: Version, evidence: Evidence | None = None) -> a
         operator=version.operator,
         reason=version.reason,
         evidence=None if evidence is None else evidence_message(evidence),
+        click_through=None if outcome is None else _measured_message(outcome[0]),
+        shown=0 if outcome is None else outcome[1],
     )
 
 
@@ -55,18 +60,19 @@ def evidence_message(evidence: Evidence) -> admin_pb2.Evidence:
         source=evidence.source,
         users=evidence.users,
         live_version=evidence.live_version,
-        measures=[
-            admin_pb2.Measured(
-                name=each.name,
-                value=each.value,
-                lowest=each.lowest,
-                highest=each.highest,
-                live_value=each.live_value,
-                lowest_difference=each.lowest_difference,
-                highest_difference=each.highest_difference,
-            )
-            for each in evidence.measures
-        ],
+        measures=map(_measured_message, evidence.measures),
+    )
+
+
+def _measured_message(measured: Measured) -> admin_pb2.Measured:
+    return admin_pb2.Measured(
+        name=measured.name,
+        value=measured.value,
+        lowest=measured.lowest,
+        highest=measured.highest,
+        live_value=measured.live_value,
+        lowest_difference=measured.lowest_difference,
+        highest_difference=measured.highest_difference,
     )
 
 

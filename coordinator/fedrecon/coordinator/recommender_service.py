@@ -90,7 +90,8 @@ class RecommenderCalls(AdminServicer):
         answer = admin_pb2.ListRecommendersResponse(follows_newest=_follows_newest(task, found))
         for version in reversed(found.versions):
             known = version.evidence or _evidence_of_rounds(found, version, evaluated)
-            answer.recommenders.append(recommender_message(version, known))
+            outcome = gating.click_through(version.version, evaluated)
+            answer.recommenders.append(recommender_message(version, known, outcome))
             if version.stage in {Stage.CANDIDATE, Stage.CANARY}:
                 why = gating.refusals(gate, _evidence_of_rounds(found, version, evaluated), _live_number(found))
                 answer.refusals[version.version] = "; ".join(why)

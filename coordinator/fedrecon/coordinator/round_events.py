@@ -162,6 +162,7 @@ class Opened:
             is known.
         kind: What its sessions are for.
         clip_norm: What updates are clipped to; 0: they are not.
+        outcome_versions: Versions of what is served whose outcomes reports tell.
     """
 
     task: str
@@ -174,6 +175,7 @@ class Opened:
     report_share: float = 0.0
     kind: Kind = Kind.TRAIN
     clip_norm: float = 0.0
+    outcome_versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

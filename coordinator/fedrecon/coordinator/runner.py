@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fedrecon.coordinator import round_events, rounds, tasks
+from fedrecon.coordinator import round_events, rounds, serving, tasks
 from fedrecon.coordinator.accounting import AccountantMissing, epsilon_after
 from fedrecon.coordinator.adoption import Adoption
 from fedrecon.coordinator.aggregators import OpenedPart
@@ -36,7 +36,7 @@ from fedrecon.coordinator.plausibility import doubt
 from fedrecon.coordinator.population import Census
 from fedrecon.coordinator.round_events import GroupsMoved, IllegalEvent, Kind, Opened, Part, Slot, Terms
 from fedrecon.coordinator.round_state import Round, Seen
-from fedrecon.coordinator.specs import kind_of, terms_of
+from fedrecon.coordinator.specs import kind_of, tells_spread, terms_of
 from fedrecon.coordinator.sum_requests import (
     Progress,
     committed_of,
@@ -310,9 +310,17 @@ class Runner:
             report_share=share,
             kind=kind,
             clip_norm=task.clip_norm or self.spec.privacy.clip_norm,
+            outcome_versions=await self._outcome_versions(kind),
         )
         await self._record(task.number, opened)
         return True
+
+    async def _outcome_versions(self, kind: Kind) -> tuple[int, ...]:
+        """Returns the versions whose outcomes a round asks for: those that devices get now."""
+        if not tells_spread(self.spec, kind):
+            return ()
+        served = (await serving.load(self.around.journal, self.name)).recommenders
+        return tuple(each.version for each in (served.live, served.canary) if each is not None)
 
     async def _draw(self, attempt: Round, size: int, now: int) -> None:
         """Draws a cohort, opens groups for it, and keeps it before anybody is told."""

@@ -18,6 +18,7 @@ from fedrecon.v1.aggregator_pb2 import GroupProgress, MergeRequest, MergeRespons
 from fedrecon.v1.plan_pb2 import MetricSum
 from fedrecon.v1.task_pb2 import TaskSpec
 from fedrecon.wire.fixed_point import WITHIN_CLIP, WITHIN_CLIP_BOUND
+from fedrecon.wire.outcomes import outcome_metrics
 from fedrecon.wire.spread import spread_metrics
 
 _PHASE_SHARE = 0.15
@@ -52,7 +53,7 @@ def open_request(
         secure_sum=spec.secure_sum,
         layout=prepared.layout if trains else None,
         segment_elements=prepared.segment_elements if trains else (),
-        metrics=[*prepared.manifest.metrics, *_own_metrics(spec, prepared, attempt.kind)],
+        metrics=[*prepared.manifest.metrics, *_own_metrics(spec, prepared, attempt)],
         cohort_size=size.cohort_size,
         plan_digest=spec.plan.digest,
         checkpoint_digest=attempt.opened.checkpoint.digest,
@@ -104,13 +105,14 @@ def merge_request(attempt: Round, spec: TaskSpec, groups: tuple[bytes, ...], noi
     )
 
 
-def _own_metrics(spec: TaskSpec, prepared: Prepared, kind: Kind) -> list[MetricSum]:
+def _own_metrics(spec: TaskSpec, prepared: Prepared, attempt: Round) -> list[MetricSum]:
     """Returns the metric sums that reports have beside the plan's."""
     own = [MetricSum(name=WITHIN_CLIP, bound=WITHIN_CLIP_BOUND)] if spec.privacy.clip_quantile else []
-    if tells_spread(spec, kind):
-        plans = [(metric.name, metric.bound) for metric in prepared.manifest.metrics]
-        own += [MetricSum(name=name, bound=bound) for name, bound in spread_metrics(plans)]
-    return own
+    more: tuple[tuple[str, float], ...] = ()
+    if tells_spread(spec, attempt.kind):
+        more = spread_metrics([(metric.name, metric.bound) for metric in prepared.manifest.metrics])
+    more += outcome_metrics(attempt.opened.outcome_versions)
+    return own + [MetricSum(name=name, bound=bound) for name, bound in more]
 
 
 def committed_of(merged: MergeResponse) -> Committed:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from fedrecon.device_sdk.blob_cache import BlobCache
 from fedrecon.device_sdk.calling import Line, Patience, Steps
 from fedrecon.device_sdk.driving import Result, drive, run_blocking
-from fedrecon.device_sdk.errors import BusyError, FedreconError, OptedOutError
-from fedrecon.device_sdk.examples import ExampleSource
+from fedrecon.device_sdk.errors import BusyError, FedreconError, InvalidExampleError, OptedOutError
+from fedrecon.device_sdk.examples import ExampleSource, OutcomeSource
 from fedrecon.device_sdk.floors import read_floors
 from fedrecon.device_sdk.history import History
 from fedrecon.device_sdk.memory import Memory
@@ -223,6 +223,30 @@ class Device:
         return self._receipt
 
     def history(self) -> tuple[Participation, ...]:
+    def record_outcome(self, shown: Sequence[str], chosen: Sequence[str] = ()) -> bool:
+        """Keeps on this device how many recommendations were shown to the user, and how many of these chosen.
+
+        Only the two numbers are kept, with the version that recommended; keys are not. They leave the device only as
+        sums, in an evaluation of a task that asks for them, under the same secure sum as all reports.
+
+        Args:
+            shown: keys of one list that the user saw, each once.
+            chosen: keys of those that the user took, each once.
+
+        Returns:
+            Whether it is kept: not before `recommend` had a promoted version of the Inference service.
+
+        Raises:
+            InvalidExampleError: something was chosen that was not shown, or a key is there twice.
+            StorageFailedError: it cannot be written.
+        """
+        if len(set(shown)) < len(shown) or len(set(chosen)) < len(chosen) or not set(chosen) <= set(shown):
+            raise InvalidExampleError("an outcome of keys that are there twice or were not shown", "give each key once")
+        if not shown or not self._model.version or not isinstance(self._examples, OutcomeSource):
+            return False
+        self._examples.add_outcome(self._model.version, len(shown), len(chosen))
+        return True
+
         """Returns the last hundred participations, the newest last, each with what left the device; kept in `home`."""
         return self._participant.history.read()
 

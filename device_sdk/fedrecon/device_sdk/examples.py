@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,19 @@ from numpy.typing import NDArray
 from fedrecon.device_sdk.errors import DamagedExamplesError, InvalidExampleError, StorageFailedError
 from fedrecon.device_sdk.example_fields import FieldKind, fields_of_plan
 from fedrecon.device_sdk.files import PRIVATE
+from fedrecon.wire.outcomes import MOST_SHOWN
 
 DAMAGED_SUFFIX = ".damaged"
+_MOST_OUTCOMES = 10_000
 SURELY_EXPIRED_SECONDS = 86_400.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS examples (
   id INTEGER PRIMARY KEY, at REAL NOT NULL, content TEXT NOT NULL, expired REAL
 );
 CREATE INDEX IF NOT EXISTS examples_at ON examples (at, id);
+CREATE TABLE IF NOT EXISTS outcomes (
+  id INTEGER PRIMARY KEY, at REAL NOT NULL, version INTEGER NOT NULL, shown INTEGER NOT NULL, chosen INTEGER NOT NULL
+);
 """
 
 
@@ -46,6 +51,19 @@ class ExampleSource(Protocol):
 
     def columns(self) -> Mapping[str, NDArray[Any]]:
         """Returns the values by field, `[examples, ...]`, oldest first; keys as text."""
+        ...
+
+
+@runtime_checkable
+class OutcomeSource(Protocol):
+    """What else a source may keep: what became of recommendations, as numbers alone."""
+
+    def add_outcome(self, version: int, shown: int, chosen: int) -> None:
+        """Keeps that so many recommendations of a version were shown, and so many of these chosen."""
+        ...
+
+    def outcomes(self) -> Mapping[int, tuple[int, int]]:
+        """Returns shown and chosen by version, of the newest that are told."""
         ...
 
 
@@ -142,13 +160,51 @@ class ExampleStore:
         contents = [json.loads(content) for (content,) in rows]
         return {name: np.array([content[name] for content in contents]) for name in contents[0]}
 
+    def add_outcome(self, version: int, shown: int, chosen: int) -> None:
+        """Keeps that so many recommendations of a version were shown, and so many of these chosen.
+
+        Raises:
+            InvalidExampleError: there is no such outcome.
+        """
+        if version < 1 or not 0 <= chosen <= shown or not 1 <= shown <= MOST_SHOWN:
+            raise InvalidExampleError(
+                f"{chosen} chosen of {shown} shown, of version {version}",
+                f"show 1 to {MOST_SHOWN}, and choose of these",
+            )
+        with self._lock, self._blaming_the_file():
+            execute = self._connection.execute
+            row = (self._clock(), version, shown, chosen)
+            execute("INSERT INTO outcomes (at, version, shown, chosen) VALUES (?, ?, ?, ?)", row)
+            execute(
+                "DELETE FROM outcomes WHERE id NOT IN (SELECT id FROM outcomes ORDER BY id DESC LIMIT ?)",
+                (_MOST_OUTCOMES,),
+            )
+
+    def outcomes(self) -> dict[int, tuple[int, int]]:
+        """Returns shown and chosen by version: of the newest `MOST_SHOWN` that were shown, as far as they are kept."""
+        with self._lock, self._blaming_the_file():
+            oldest = -math.inf if self._maximum_age is None else self._clock() - self._maximum_age
+            rows = self._connection.execute(
+                "SELECT version, shown, chosen FROM outcomes WHERE at >= ? ORDER BY id DESC", (oldest,)
+            ).fetchall()
+        counted: dict[int, tuple[int, int]] = {}
+        full: set[int] = set()
+        for version, shown, chosen in rows:
+            had_shown, had_chosen = counted.get(version, (0, 0))
+            if version in full or had_shown + shown > MOST_SHOWN:
+                full.add(version)
+                continue
+            counted[version] = had_shown + shown, had_chosen + chosen
+        return counted
+
     def clear(self) -> None:
-        """Forgets all examples, also in the file's free pages, and also where the file is damaged."""
+        """Forgets all examples and outcomes, also in the file's free pages, and also where the file is damaged."""
         with self._lock:
             try:
                 with self._blaming_the_file():
                     self._connection.execute("PRAGMA secure_delete = ON")
                     self._connection.execute("DELETE FROM examples")
+                    self._connection.execute("DELETE FROM outcomes")
                     self._connection.execute("VACUUM")
             except DamagedExamplesError:
                 self._connection.close()
@@ -211,6 +267,7 @@ class ExampleStore:
             execute("UPDATE examples SET expired = NULL WHERE expired IS NOT NULL AND at >= ?", (oldest,))
             execute("UPDATE examples SET expired = ? WHERE expired IS NULL AND at < ?", (now, oldest))
             execute("DELETE FROM examples WHERE expired < ?", (now - SURELY_EXPIRED_SECONDS,))
+            execute("DELETE FROM outcomes WHERE at < ?", (oldest - SURELY_EXPIRED_SECONDS,))
         if self._maximum is not None:
             execute(
                 "DELETE FROM examples WHERE id NOT IN (SELECT id FROM examples ORDER BY at DESC, id DESC LIMIT ?)",

@@ -5,6 +5,7 @@ Part of the core: fetching yields requests, making is pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedrecon.v1.coordinator_pb2 import Assignment
 from fedrecon.v1.plan_pb2 import Layout, Manifest
 from fedrecon.wire import manifests
 from fedrecon.wire.fixed_point import WITHIN_CLIP_BOUND, FixedPoint
+from fedrecon.wire.outcomes import outcome_metrics, outcome_sums
 from fedrecon.wire.row_sets import MalformedRowSetError, RowSet, read_row_set
 from fedrecon.wire.spread import spread_metrics, spread_sums
 from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_vocabulary
@@ -107,7 +109,13 @@ def _row_set(content: bytes) -> RowSet:
         raise UnusablePlanError(str(error), "tell the operator of the task") from error
 
 
-def make_report(assignment: Assignment, material: Material, columns: Arrays, seeds: Seeds) -> Report:
+def make_report(
+    assignment: Assignment,
+    material: Material,
+    columns: Arrays,
+    seeds: Seeds,
+    outcomes: Mapping[int, tuple[int, int]] | None = None,
+) -> Report:
     """Returns what a device reports.
 
     Args:
@@ -115,6 +123,7 @@ def make_report(assignment: Assignment, material: Material, columns: Arrays, see
         material: what it names.
         columns: the app's examples by field, oldest first.
         seeds: randomness of the session.
+        outcomes: recommendations shown, and chosen of these, by version of what is served; None: the app keeps none.
 
     Raises:
         TooFewExamplesError: the model knows too few of the examples.
@@ -141,6 +150,10 @@ def make_report(assignment: Assignment, material: Material, columns: Arrays, see
         told = spread_sums(result.metric_sums[: len(plans)], result.examples)
         result = replace(result, metric_sums=(*result.metric_sums, *told))
         more_bounds += tuple(bound for _, bound in spread_metrics(plans))
+    if is_evaluation and assignment.outcome_versions:
+        told = outcome_sums(assignment.outcome_versions, outcomes or {})
+        result = replace(result, metric_sums=(*result.metric_sums, *told))
+        more_bounds += tuple(bound for _, bound in outcome_metrics(assignment.outcome_versions))
     fixed_point = agreement(result, manifest, layout, assignment.secure_sum, more_bounds, material.row_sets)
     vector = report_vector(result, layout, fixed_point, seeds.rounding)
     return Report(vector.to_bytes(), fixed_point, result.examples, mapped.unknown_keys)

@@ -82,6 +82,7 @@ class PersonalModel:
         self._sealed = None if home is None else home / SEALED_FILE
         self._key = key
         self._recommender: Recommender | None = None
+        self._version = 0
         self._material: tuple[bytes, Material] | None = None
         self._local: tuple[bytes, LocalParameters] | None = None
 
@@ -92,9 +93,14 @@ class PersonalModel:
 
     def forget(self) -> None:
         """Forgets what was reconstructed, also on disk, and the model."""
-        self._recommender, self._material, self._local = None, None, None
+        self._recommender, self._material, self._local, self._version = None, None, None, 0
         if self._sealed is not None:
             remove(self._sealed)
+
+    @property
+    def version(self) -> int:
+        """Version of what recommends; 0: nothing that was promoted does, or nothing was asked for yet."""
+        return self._version
 
     def reconstruct(self) -> LocalParameters:
         """Returns the user's local parameters: those made before, as long as examples and model are the same."""
@@ -170,7 +176,9 @@ class PersonalModel:
             task = self._task or (last.round.task if last is not None else self._population)
             try:
                 place = self._place(task)
-                self._recommender = self._fetch(lambda line: fetch_recommender(line, inference, task, place))
+                self._recommender, self._version = self._fetch(
+                    lambda line: fetch_recommender(line, inference, task, place)
+                )
             except UnreachableError:
                 if last is None:
                     raise

@@ -45,6 +45,9 @@ def reveals_of_upload(assignment: Assignment) -> str:
     else:
         is_evaluation = assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE
         revealed = _TRUSTED_METRICS if is_evaluation else _TRUSTED_UPDATE
+    if assignment.kind == coordinator_pb2.SESSION_KIND_EVALUATE and assignment.outcome_versions:
+        versions = ", ".join(map(str, assignment.outcome_versions))
+        revealed += f"; besides, how many recommendations of version {versions} were shown and how many of them chosen"
     if not assignment.row_sets:
         return revealed
     return f"{revealed}; of {', '.join(sorted(assignment.row_sets))} it holds the rows of a public set only"

@@ -98,10 +98,11 @@ def predict_from(
     return score(material.plan, material.checkpoint, local, mapped.columns)
 
 
-def fetch_recommender(line: Line, target: str, task: str, place: int) -> Steps[Recommender]:
-    """Returns the recommender of a task; the last one that was fetched where the service does not answer.
+def fetch_recommender(line: Line, target: str, task: str, place: int) -> Steps[tuple[Recommender, int]]:
+    """Returns the recommender of a task with its version, 0 for one that was not promoted.
 
-    It is the live one, or the canary if this device's place is among those that get it: the device decides.
+    It is the live one, or the canary if this device's place is among those that get it: the device decides. Where the
+    service does not answer it is the last one that was fetched.
 
     Raises:
         FedreconError: there is none, or it cannot be run here.
@@ -120,7 +121,7 @@ def fetch_recommender(line: Line, target: str, task: str, place: int) -> Steps[R
     file = yield from _blob(line, target, chosen.recommender, "recommender")
     items = yield from _blob(line, target, chosen.vocabulary, "items of the recommender")
     line.cache.note(f"recommender of {task}", answer.SerializeToString())
-    return Recommender(file, items)
+    return Recommender(file, items), chosen.version
 
 
 def _blob(line: Line, target: str, reference: BlobReference, what: str) -> Steps[bytes]:

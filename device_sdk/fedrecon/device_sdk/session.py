@@ -9,7 +9,7 @@ order initial, split, rounding: 32 bytes each.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +23,7 @@ from fedrecon.device_sdk.errors import (
     TooLateError,
     UnusablePlanError,
 )
-from fedrecon.device_sdk.examples import ExampleSource
+from fedrecon.device_sdk.examples import ExampleSource, OutcomeSource
 from fedrecon.device_sdk.finishing import ending_of, finish, give_up, milliseconds, seconds_within
 from fedrecon.device_sdk.floors import Floors, verify_assignment
 from fedrecon.device_sdk.masking import Masking
@@ -258,8 +258,11 @@ def _compute_and_report(known: Circumstances, session: Session, seeds: Seeds) ->
     session.shape += "["
     columns = yield Compute(known.examples.columns)  # what the app's own source raises is the app's to hear
     with _blaming_the_plan():
-        session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds))
+        session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds, outcomes))
     session.shape += "]"
+    outcomes: Mapping[int, tuple[int, int]] = {}
+    if assignment.outcome_versions and isinstance(known.examples, OutcomeSource):
+        outcomes = yield Compute(known.examples.outcomes)
     try:
         if assignment.secure_sum.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
             yield from deliver(session, session.report.vector)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedrecon.wire.outcomes import is_outcome
 from fedrecon.wire.spread import is_spread
 
 _EXAMPLES = "examples"
@@ -43,5 +44,5 @@ def quality_of(sums: Mapping[str, float], weight: float = 0.0) -> Quality | None
         return None
     if _SQUARED in sums:
         return Quality("RMSE", math.sqrt(max(sums[_SQUARED], 0.0) / examples))
-    name = min((name for name in sums if name != _EXAMPLES and not is_spread(name)), default=None)
+    name = min((name for name in sums if name != _EXAMPLES and not (is_spread(name) or is_outcome(name))), default=None)
     return None if name is None else Quality(name, sums[name] / examples)

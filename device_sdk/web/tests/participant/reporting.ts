@@ -11,6 +11,7 @@ import { decode, type Line } from "./line.js";
 
 const TRAIN = 1;
 const MOST_EXAMPLES = 10_000;
+const MOST_SHOWN = 1_000;
 const SPLITS = ["UNSPECIFIED", "ALTERNATE_BATCHES", "ALTERNATE_EXAMPLES", "BY_TIME", "BY_FRACTION", "NONE"];
 
 /** What an assignment names, ready to be run. */
@@ -73,6 +74,12 @@ export async function makeReport(assignment: any, material: Material, examples: 
     metrics.push(n, n * n, ...result.metricSums.flatMap((sum: number) => [sum * sum, sum * n]));
     const plans = (material.plan.manifest.metrics ?? []).map(({ bound }) => bound ?? 0);
     bounds.push(1, MOST_EXAMPLES, ...plans.flatMap((bound) => [bound * bound * MOST_EXAMPLES, bound * MOST_EXAMPLES]));
+  }
+  if (assignment.kind !== TRAIN) {
+    for (const _ of assignment.outcome_versions) {
+      metrics.push(0, 0, 0, 0, 0); // this device shows no recommendations
+      bounds.push(MOST_SHOWN, MOST_SHOWN, ...Array<number>(3).fill(MOST_SHOWN * MOST_SHOWN));
+    }
   }
   const agreed: Agreement = {
     segments: segments.map(({ bound, row_set_digest }: any, number: number) => ({

@@ -127,6 +127,11 @@ def _evaluate_with_spread(assignment: Assignment, blobs: dict[bytes, bytes]) -> 
     assignment.tells_spread = True
 
 
+def _evaluate_with_outcomes(assignment: Assignment, blobs: dict[bytes, bytes]) -> None:
+    _evaluate_with_spread(assignment, blobs)
+    assignment.outcome_versions.extend((2, 5))
+
+
 def _many_examples_wanted(assignment: Assignment, blobs: dict[bytes, bytes]) -> None:
     del blobs
     assignment.work.minimum_examples = 50
@@ -149,6 +154,7 @@ REPORT_SCENES = (
     Scene("a report", "report", report_complaints),
     Scene("an evaluation", "evaluation", report_complaints, _evaluate),
     Scene("an evaluation that tells its spread", "spread", report_complaints, _evaluate_with_spread),
+    Scene("an evaluation that asks for outcomes", "outcomes", report_complaints, _evaluate_with_outcomes),
     Scene("a task that sets everything", "task-settings", report_complaints, _settings_of_the_task),
     Scene("a clip norm that adapts", "clip-norm", report_complaints, _clip),
     Scene("rows of a public set", "row-sets", report_complaints, _row_set),

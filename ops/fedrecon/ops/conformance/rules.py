@@ -62,6 +62,9 @@ RULES = (
     Rule("rounding", ARITHMETIC, "rounding is drawn anew for each session", "three fresh seeds a session, told nobody"),
     Rule("evaluation", ARITHMETIC, "an evaluation reports metric sums alone", "leave the body empty"),
     Rule("spread", ARITHMETIC, "an evaluation tells second moments if asked", "append them behind all metric sums"),
+    Rule(
+        "outcomes", ARITHMETIC, "an evaluation tells outcomes if asked", "append five for each version, 0 without any"
+    ),
     Rule("task-settings", ARITHMETIC, "the task's settings win over the plan's", "read LocalWork before the manifest"),
     Rule("clip-norm", ARITHMETIC, "the update is clipped", "clip the norm of all segments together"),
     Rule("row-sets", ARITHMETIC, "reports hold the rows of public sets alone", "leave the others out before clipping"),
