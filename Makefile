@@ -101,16 +101,8 @@ test-browser: setup web ## Hold the web SDK to the known answers, in node and in
 	$(BIN)/pytest -m 'browser and not slow' tests/browser
 
 .PHONY: bench
-bench: setup ## Measure what is promised
-	$(BIN)/fedrecon bench footprint --json
-	$(BIN)/fedrecon bench device --json
-	$(BIN)/fedrecon bench simulation --json
-	$(BIN)/fedrecon bench check-in --json
-	$(BIN)/fedrecon bench ingest --json
-	$(BIN)/fedrecon bench pacing --json
-	$(BIN)/fedrecon bench secure-sum --json
-	$(BIN)/fedrecon bench leakage --json
-	$(BIN)/fedrecon bench recommend --json
+bench: setup ## Measure what is promised: benchmarks/results.json, docs/benchmarks.md and its chart
+	$(BIN)/python -m fedrecon.benchmarks
 
 .PHONY: bench-peers
 bench-peers: setup .peers/flower/.installed .peers/implicit/.installed ## Run what others do beside ours
