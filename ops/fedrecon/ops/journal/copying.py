@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from fedrecon.ops.journal import Append, History, Journal, StaleWriter
 
-_READ_AT_ONCE = 64
+_AT_ONCE = 64
+"""Streams that are read or written together: they share round trips, and the server's syncs of its disk."""
+
 _WRITTEN_AT_ONCE = 1_000
 _NOTED_AT_ONCE = 1_000
 _MOST_TRIES = 2_000
@@ -73,21 +75,24 @@ async def put_task(journal: Journal, copy: TaskCopy) -> None:
         StaleWriter: It does know it.
         JournalUnavailable: It does not answer; what was written is not whole.
     """
-    for name, history in copy.streams.items():
-        placeholders = [_NOTHING] * history.snapshot_version
-        await _append(journal, copy.task, name, 0, placeholders)
-        if history.snapshot is not None:
-            await journal.compact(copy.task, name, history.snapshot_version, history.snapshot)
-        events = [each.event for each in history.events]
-        await _append(journal, copy.task, name, history.snapshot_version, events)
+    streams = list(copy.streams.items())
+    for first in range(0, len(streams), _AT_ONCE):
+        await asyncio.gather(*(_put(journal, copy.task, *each) for each in streams[first : first + _AT_ONCE]))
     for first in range(0, len(copy.remembered), _NOTED_AT_ONCE):
         await journal.remember_all(copy.task, copy.remembered[first : first + _NOTED_AT_ONCE])
 
 
+async def _put(journal: Journal, task: str, stream: str, history: History) -> None:
+    await _append(journal, task, stream, 0, [_NOTHING] * history.snapshot_version)
+    if history.snapshot is not None:
+        await journal.compact(task, stream, history.snapshot_version, history.snapshot)
+    await _append(journal, task, stream, history.snapshot_version, [each.event for each in history.events])
+
+
 async def _load(journal: Journal, task: str, names: Sequence[str]) -> dict[str, History]:
     loaded: dict[str, History] = {}
-    for first in range(0, len(names), _READ_AT_ONCE):
-        some = names[first : first + _READ_AT_ONCE]
+    for first in range(0, len(names), _AT_ONCE):
+        some = names[first : first + _AT_ONCE]
         loaded |= zip(some, await asyncio.gather(*(journal.load(task, name) for name in some)), strict=True)
     return loaded
 
