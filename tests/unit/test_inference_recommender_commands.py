@@ -42,7 +42,15 @@ class Services(AdminServicer, BlobsServicer):
         worse = write_safetensors({name: values * 0 for name, values in sample.checkpoint.items()})
         self.versions = [
             admin_pb2.Recommender(version=2, stage=CANDIDATE, round=20, checkpoint=self.keep(worse), spec=spec),
-            admin_pb2.Recommender(version=1, stage=LIVE, round=10, checkpoint=self.keep(better), spec=spec),
+            admin_pb2.Recommender(
+                version=1,
+                stage=LIVE,
+                round=10,
+                checkpoint=self.keep(better),
+                spec=spec,
+                click_through=admin_pb2.Measured(name="click_through", value=0.08, lowest=0.07, highest=0.09),
+                shown=12_345,
+            ),
         ]
         self.promoted: list[admin_pb2.PromoteRecommenderRequest] = []
         self.rolled_back: list[admin_pb2.RollBackRecommenderRequest] = []
@@ -120,6 +128,7 @@ def test_the_list_says_what_stands_in_a_candidates_way(
     assert main(["recommenders", "list", "films", *server]) == 0
     told = capsys.readouterr().out
     assert "Version 2: its recall is not known." in told
+    assert "0.0800" in told
     assert main(["recommenders", "list", "films", *server, "--json"]) == 0
     assert [each["version"] for each in json.loads(capsys.readouterr().out)["recommenders"]] == ["2", "1"]
 
@@ -195,3 +204,4 @@ def test_the_card_names_data_privacy_and_every_file(
         assert part in page
     assert card["files"]["recommender"]["digest"] in page
     assert "Not judged before it was served." in page
+    assert "Of 12,345 recommendations that held-out devices showed, 8.0% were chosen (0.0700 to 0.0900)." in page

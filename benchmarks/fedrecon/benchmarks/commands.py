@@ -70,6 +70,21 @@ def ingest(as_json: AsJson = False) -> None:
 
 
 @bench.command()
+def quality(
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="FEDRECON_DATA", help="folder of MovieLens ratings; made-up ratings where there is none"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, export and judge the file on all users never seen: in stars, and by its ten best."""
+    from fedrecon.benchmarks.measures import result_of
+    from fedrecon.benchmarks.quality import measure_quality
+
+    _print(result_of("quality", measure_quality(data)), as_json=as_json)
+
+
+@bench.command()
 def recommend(
     package: Annotated[
         Path | None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedrecon.inference.publishing import Publication
 from fedrecon.inference.versions import Wanted
-from fedrecon.v1.admin_pb2 import Evidence, GetPrivacyResponse
+from fedrecon.v1.admin_pb2 import Evidence, GetPrivacyResponse, Measured
 from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.v1.task_pb2 import SumProtocol
 
@@ -23,7 +23,6 @@ _MEASURES = {
     "recall": "recall@10",
     "ndcg": "NDCG@10",
     "coverage": "coverage@10",
-    "click_through": "click-through",
 }
 
 
@@ -75,6 +74,7 @@ def card_of(
         "privacy": privacy.statement or "Not known: the coordinator did not answer.",
         "privacy_assumptions": list(privacy.assumptions),
         "quality": None if wanted.evidence is None else _quality(wanted.evidence),
+        "outcomes": None if wanted.click_through is None else _outcomes(wanted.click_through, wanted.shown),
         "promoted": _moment(wanted.promoted_unix_milliseconds),
         "files": {
             "recommender": _file(recommender),
@@ -111,6 +111,7 @@ def card_markdown(card: dict[str, Any]) -> str:
         "",
         "## Quality",
         *_quality_lines(card["quality"]),
+        *_outcome_lines(card["outcomes"]),
         "",
         "## Files",
         "| file | bytes | SHA-256 |",
@@ -132,6 +133,18 @@ def _training_line(training: dict[str, Any]) -> str:
         f"Federated, on devices of the population `{training['population']}`: {training['reports_of_a_round']} reports "
         f"a round; {seen}."
     )
+
+
+def _outcomes(click_through: Measured, shown: int) -> dict[str, Any]:
+    ends = [click_through.lowest, click_through.highest]
+    return {"shown": shown, "click_through": click_through.value, "interval_95": ends}
+
+
+def _outcome_lines(outcomes: dict[str, Any] | None) -> list[str]:
+    if outcomes is None:
+        return []
+    of, share = f"Of {outcomes['shown']:,} recommendations that held-out devices showed", outcomes["click_through"]
+    return ["", f"{of}, {share:.1%} were chosen ({_interval(outcomes['interval_95'])})."]
 
 
 def _quality(evidence: Evidence) -> dict[str, Any]:

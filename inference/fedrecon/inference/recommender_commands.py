@@ -35,7 +35,7 @@ _COLOURS = {
     admin.RECOMMENDER_STAGE_CANARY: "yellow",
     admin.RECOMMENDER_STAGE_CANDIDATE: "cyan",
 }
-_TOLD = {"rmse": "RMSE", "recall": "recall@10", "ndcg": "NDCG@10", "coverage": "coverage@10", "click_through": "clicks"}
+_TOLD = {"rmse": "RMSE", "recall": "recall@10", "ndcg": "NDCG@10", "coverage": "coverage@10", "click_through": "chosen"}
 
 
 @recommenders.command(name="list")
@@ -50,7 +50,8 @@ def list_recommenders(name: Name, server: Server = None, as_json: AsJson = False
     for each in found.recommenders:
         colour = _COLOURS.get(each.stage, "white")
         users = f"{each.evidence.users:,}" if each.HasField("evidence") else ""
-        figures = ", ".join(_figure(one) for one in each.evidence.measures)
+        told = [*each.evidence.measures, *([each.click_through] if each.HasField("click_through") else [])]
+        figures = ", ".join(map(_figure, told))
         who = each.operator or "itself"
         table.add_row(
             str(each.version), str(each.round), f"[{colour}]{_stage(each)}[/]", _since(each), users, figures, who
@@ -227,8 +228,12 @@ def _judge(
 def _wanted(stub: AdminStub, name: str, version: int) -> Wanted:
     from fedrecon.inference.versions import promoted_of, wishes_of
 
+    found = _listed(stub, name)
     if version:
-        return promoted_of(_chosen(_listed(stub, name), version, name))
+        return promoted_of(_chosen(found, version, name))
+    for each in found.recommenders:
+        if each.stage == admin.RECOMMENDER_STAGE_LIVE:
+            return promoted_of(each)
     live = wishes_of(stub.GetTask(admin.GetTaskRequest(task=name), timeout=CALL_SECONDS).task).live
     if live is None:
         raise UserMistake(

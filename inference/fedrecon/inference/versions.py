@@ -14,6 +14,7 @@ from fedrecon.v1.admin_pb2 import (
     RECOMMENDER_STAGE_LIVE,
     RECOMMENDER_STAGE_RETIRED,
     Evidence,
+    Measured,
     Recommender,
     Task,
 )
@@ -32,6 +33,8 @@ class Wanted:
         spec: what it is made by: plan, vocabularies, work.
         evidence: what it was promoted by; None if it was not.
         promoted_unix_milliseconds: since when it is what it is; 0: it was not promoted.
+        click_through: share of its recommendations that were chosen, as devices told; None: it is not known here.
+        shown: recommendations that this is of.
     """
 
     version: int
@@ -40,6 +43,8 @@ class Wanted:
     spec: TaskSpec
     evidence: Evidence | None = None
     promoted_unix_milliseconds: int = 0
+    click_through: Measured | None = None
+    shown: int = 0
 
     @property
     def shape(self) -> tuple[bytes, ...]:
@@ -94,4 +99,7 @@ def promoted_of(version: Recommender) -> Wanted:
     """Returns a version as what is to be served."""
     evidence = version.evidence if version.HasField("evidence") else None
     since = version.since_unix_milliseconds
-    return Wanted(version.version, version.round, version.checkpoint, version.spec, evidence, since)
+    told = version.click_through if version.HasField("click_through") else None
+    return Wanted(
+        version.version, version.round, version.checkpoint, version.spec, evidence, since, told, version.shown
+    )
