@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -142,6 +143,9 @@ async def test_a_task_is_shown_with_what_an_operator_reads_first(lived: ConsoleH
     assert (len(points), points[-1]["last"]) == (8, ROUNDS)
     assert {each["training"]["name"] for each in points} == {"RMSE"}
     assert any(each["evaluation"] for each in points)
+    packed = await browser.ask(f"/api/tasks/{TASK}/rounds", **{"accept-encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert len(packed.body) < 250 * len(json.loads(gzip.decompress(packed.body))["rounds"])
     assert all(0 <= each["dropout"] < 1 < each["over_selection"] for each in points)
     checkpoints = (await browser.ask(f"/api/tasks/{TASK}/checkpoints")).json["checkpoints"]
     assert [each["round"] for each in checkpoints if each["live"]] == [23], "round 24 evaluated it"

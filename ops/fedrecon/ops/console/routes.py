@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
@@ -69,6 +71,7 @@ _PROOF_HEADER = "x-fedrecon-proof"
 _MOST_ROUNDS = 500
 _MOST_POINTS = 400
 _MOST_AUDIT = 500
+_PACKED_BYTES = 1_000
 _HEARTBEAT_SECONDS = 15.0
 _LOCAL_HOST = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
 _NO_STORE = {"cache-control": "no-store"}
@@ -115,7 +118,6 @@ class Console:
         looks: dict[str, Answering] = {
             "/api/tasks": self.tasks,
             "/api/tasks/{task}": self.task,
-            "/api/tasks/{task}/events": self.events,
             "/api/tasks/{task}/rounds": self.rounds,
             "/api/tasks/{task}/rounds/{round:int}": self.round,
             "/api/tasks/{task}/history": self.history,
@@ -124,6 +126,7 @@ class Console:
             "/api/services": self.services,
             "/api/audit": self.audit,
         }
+        packed = [Middleware(GZipMiddleware, minimum_size=_PACKED_BYTES)]
         changes: dict[str, Answering] = {
             "/api/sign-out": self.sign_out,
             "/api/tasks/{task}/pause": self.pause,
@@ -136,7 +139,11 @@ class Console:
             Route("/console/{name}", self._outside(self.file)),
             Route("/api/me", self._outside(self.me)),
             Route("/api/sign-in", self._outside(self.sign_in), methods=["POST"]),
-            *(Route(path, self._outside(self._signed_in(answering))) for path, answering in looks.items()),
+            Route("/api/tasks/{task}/events", self._outside(self._signed_in(self.events))),
+            *(
+                Route(path, self._outside(self._signed_in(answering)), middleware=packed)
+                for path, answering in looks.items()
+            ),
             *(
                 Route(path, self._outside(self._signed_in(answering, changes=True)), methods=["POST"])
                 for path, answering in changes.items()
