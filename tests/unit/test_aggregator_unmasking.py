@@ -17,6 +17,7 @@ from fedrecon.aggregator.unmasking import CannotUnmaskError, InvalidMessageError
 from fedrecon.device_sdk.neighbourhood import FEWEST_NEIGHBOURS
 from fedrecon.v1.aggregator_pb2 import RevealedShare, SealedShare
 from fedrecon.v1.common_pb2 import RoundKey
+from fedrecon.wire.sum_context import MOST_DROP_OUT, SMALLEST_GROUP
 from support.masked_sums import ROUND, MaskedDevice, MaskedSum, agreement
 
 SIZES = (50, 100, 200, 500, 1000)
@@ -260,6 +261,15 @@ def test_a_client_lost_before_it_shared_does_not_break_its_neighbours() -> None:
     absent = group.neighbours[0][0]
     present = [index for index in range(45) if index != absent]
     assert group.run(present, present, present).to_bytes() == group.plain().to_bytes()
+
+
+@pytest.mark.parametrize("drop_out", [0.0, 0.1, 0.2, 0.3, MOST_DROP_OUT])
+def test_a_group_of_any_size_withstands_what_a_task_may_ask(drop_out: float) -> None:
+    profile = thresholds.withstanding(drop_out)
+    assert profile.drop_out == (drop_out or 0.2)
+    for members in (*range(SMALLEST_GROUP, 60), 100, 250, 500):
+        found = thresholds.find(members, profile)
+        assert found.threshold <= found.neighbours
 
 
 def test_a_ring_opens_as_the_complete_graph_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -176,6 +177,8 @@ def test_a_cancelled_task_still_abandons_its_round_and_does_nothing_else() -> No
             "hides nobody",
         ),
         (lambda spec: setattr(spec.secure_sum, "threshold", 9), "INVALID_SPEC", "leave them out"),
+        (lambda spec: setattr(spec.secure_sum, "drop_out", 0.4), "INVALID_SPEC", "withstands the loss of at most 0.3"),
+        (lambda spec: setattr(spec.secure_sum, "drop_out", math.nan), "INVALID_SPEC", "drop_out nan"),
         (
             lambda spec: spec.secure_sum.MergeFrom(task_pb2.SecureSum(ring_bits=16, maximum_reports=201)),
             "INVALID_SPEC",

@@ -83,6 +83,7 @@ class Config:
         joining_ends_milliseconds: when a masked group begins with the members it has, Unix milliseconds.
         phase_milliseconds: how long each later phase of a masked group may take.
         part: part of the attempt that its groups are.
+        drop_out: share of the members that may be lost after they shared; 0: the default's.
     """
 
     task: str
@@ -104,6 +105,7 @@ class Config:
     joining_ends_milliseconds: int = 0
     phase_milliseconds: int = 0
     part: int = 0
+    drop_out: float = 0.0
 
     @property
     def key(self) -> Key:

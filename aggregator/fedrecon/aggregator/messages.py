@@ -19,6 +19,7 @@ from fedrecon.v1 import aggregator_pb2, coordinator_pb2, task_pb2
 from fedrecon.v1.aggregator_pb2 import GroupProgress, OpenRequest
 from fedrecon.v1.coordinator_pb2 import ReportFate
 from fedrecon.wire.digests import DIGEST_BYTES
+from fedrecon.wire.sum_context import MOST_DROP_OUT
 
 _PHASES: dict[Phase, aggregator_pb2.GroupPhase.ValueType] = {
     Phase.JOINING: aggregator_pb2.GROUP_PHASE_JOINING,
@@ -113,6 +114,7 @@ def _config_of(request: OpenRequest) -> Config:
         joining_ends_milliseconds=request.joining_ends_unix_milliseconds,
         phase_milliseconds=request.phase_milliseconds,
         part=request.round.part,
+        drop_out=request.secure_sum.drop_out,
     )
 
 
@@ -121,6 +123,8 @@ def _check_round(request: OpenRequest) -> None:
         raise ValueError("a masked sum, and no other, needs the reports that are wanted")
     if request.report_goal and (request.joining_ends_unix_milliseconds < 1 or request.phase_milliseconds < 1):
         raise ValueError("a masked sum needs the end of joining, and how long a phase may take")
+    if not 0 <= request.secure_sum.drop_out <= MOST_DROP_OUT:
+        raise ValueError(f"a drop-out of {request.secure_sum.drop_out}: at most {MOST_DROP_OUT} can be withstood")
     if request.cohort_size < 1 or request.round.round < 1 or request.round.attempt < 1:
         raise ValueError("cohort size, round and attempt count from 1")
     for name, digest in (("plan", request.plan_digest), ("checkpoint", request.checkpoint_digest)):

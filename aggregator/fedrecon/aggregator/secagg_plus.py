@@ -199,7 +199,7 @@ class SecAggPlusSum:
         self._members = tuple(
             _member(index, session, message) for index, (session, message) in enumerate(self._joins.items())
         )
-        neighbourhood = thresholds.find(count)
+        neighbourhood = thresholds.find(count, thresholds.withstanding(self._config.drop_out))
         sessions, ring, nonce = tuple(self._joins), rings.draw(count, self._entropy), self._entropy(SERVER_NONCE_BYTES)
 
         def frozen(roster: bytes) -> RosterFrozen:

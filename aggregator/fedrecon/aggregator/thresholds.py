@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SMALLEST_RING = 40
 """Below so many members all others are neighbours: a ring would save nothing."""
@@ -66,6 +66,15 @@ UNSTEADY = Profile(corrupt=0.05, drop_out=0.3)
 
 CURIOUS = Profile(corrupt=0.1, drop_out=0.3, semi_honest=True)
 """A server that follows the protocol. Devices refuse its thresholds: it is here to compare with."""
+
+
+def withstanding(drop_out: float) -> Profile:
+    """Returns what a task's group must withstand.
+
+    Args:
+        drop_out: share of the members that may be lost after they shared, at most `MOST_DROP_OUT`; 0: the default's.
+    """
+    return replace(DEFAULT, drop_out=drop_out) if drop_out else DEFAULT
 
 
 class NoThresholdError(ValueError):

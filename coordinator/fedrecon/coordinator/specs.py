@@ -30,7 +30,7 @@ from fedrecon.wire.manifests import (
     verify_plan,
 )
 from fedrecon.wire.row_sets import RowSet
-from fedrecon.wire.sum_context import SMALLEST_GROUP
+from fedrecon.wire.sum_context import MOST_DROP_OUT, SMALLEST_GROUP
 
 RESERVED_NAMES = frozenset({"registry"})
 """Names of the journal that are no tasks."""
@@ -357,6 +357,11 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
     for field in ("maximum_weight", "maximum_reports"):
         if getattr(secure_sum, field) < 1:
             yield f"secure_sum.{field}: at least 1 is needed"
+    if not 0 <= secure_sum.drop_out <= MOST_DROP_OUT:
+        yield (
+            f"secure_sum.drop_out {secure_sum.drop_out}: a group withstands the loss of at most {MOST_DROP_OUT} of its "
+            "members; retry more often, or let devices report faster"
+        )
     if secure_sum.neighbours or secure_sum.threshold:
         yield "secure_sum.neighbours and threshold: leave them out, they follow from the number of members"
     if secure_sum.ring_bits == _SMALL_RING_BITS and secure_sum.maximum_reports > _SMALL_RING_REPORTS:
@@ -364,6 +369,11 @@ def _sum_problems(spec: TaskSpec) -> Iterator[str]:
             f"secure_sum.ring_bits {_SMALL_RING_BITS}: a sum of {secure_sum.maximum_reports} reports leaves each of "
             f"them too few steps; use 32, or maximum_reports of at most {_SMALL_RING_REPORTS}"
         )
+    yield from _group_problems(spec)
+
+
+def _group_problems(spec: TaskSpec) -> Iterator[str]:
+    secure_sum = spec.secure_sum
     if secure_sum.protocol == task_pb2.SUM_PROTOCOL_SECAGG_PLUS and secure_sum.minimum_group < SMALLEST_GROUP:
         yield (
             f"secure_sum.minimum_group {secure_sum.minimum_group}: a sum of fewer than {SMALLEST_GROUP} hides nobody, "

@@ -30,6 +30,9 @@ SERVER_NONCE_BYTES = 32
 SMALLEST_GROUP = 3
 """Of two, each could take its own report away from the sum."""
 
+MOST_DROP_OUT = 0.3
+"""Largest share of a group that may be lost after it shared: beyond it, small groups have no threshold above half."""
+
 _SPARE_SHARE = 10
 """One spare member for so many wanted reports."""
 
