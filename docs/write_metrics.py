@@ -31,6 +31,11 @@ every moment. What is counted is counted where it happened: sum it. Counters who
 
 Give every target the label `role` (`coordinator`, `aggregator`, `inference`): some alerts and panels use it.
 
+Whom drop-out leaves out is told of apps that want it (`Device(device_class=...)`): with the end of a session goes the
+class that the app gives the device, and in three steps how many examples it has. The coordinator keeps neither, counts
+each by itself and never both together, and lets a count move in steps of 20 sessions only, so that no two looks differ
+by fewer. The receipt says what was told. Devices that vanish tell nothing.
+
 [Prometheus](../ops/prometheus/prometheus.yml), [rules](../ops/prometheus/rules.yml),
 [alerts](../ops/prometheus/alerts.yml) with their [runbooks](runbooks.md), and [dashboards](../ops/grafana/README.md)
 lie in `ops/`. Beside these there are the usual `process_...` metrics of the client library: CPU, memory, open files,

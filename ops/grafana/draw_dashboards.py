@@ -220,6 +220,30 @@ ROUNDS = (
         why="- checked in, v fetched, [ trained ], + uploaded, ^ acknowledged; ! an error, # given up.",
     ),
     Drawn(
+        "Sessions that reported, by kind of device, last day",
+        (
+            ("activity:fedrecon_sessions_reported:ratio_increase1d", "{{activity}} examples"),
+            ("device_class:fedrecon_sessions_reported:ratio_increase1d", "{{device_class}} class"),
+        ),
+        "percentunit",
+        kind="bars",
+        why="Only of apps that tell the class, and in steps of 20 sessions. Who vanished is missing.",
+    ),
+    Drawn(
+        "Sessions by kind of device",
+        (
+            (
+                "sum by (activity, end) (increase(fedrecon_sessions_by_activity_total[1h]))",
+                "{{activity}} examples: {{end}}",
+            ),
+            (
+                "sum by (device_class, end) (increase(fedrecon_sessions_by_device_class_total[1h]))",
+                "{{device_class}} class: {{end}}",
+            ),
+        ),
+        why="Only of apps that tell the class, and in steps of 20 sessions.",
+    ),
+    Drawn(
         "Devices by version of the SDK", (("sum by (version) (fedrecon_device_versions)", "{{version}}"),), kind="stack"
     ),
 )

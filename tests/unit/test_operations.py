@@ -67,7 +67,7 @@ class Asked:
 
 
 _SERIES = re.compile(
-    r"(?<![\w:\"])((?:task:|role:)?(?:fedrecon|process)_[\w:]+|up|scrape_duration_seconds)\b(\{[^}]*\})?"
+    r"(?<![\w:\"])((?:(?:task|role|activity|device_class):)?(?:fedrecon|process)_[\w:]+|up|scrape_duration_seconds)\b(\{[^}]*\})?"
 )
 _MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 _GROUPING = re.compile(r"\b(?:by|on|without)\s*\(([^)]*)\)")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from prometheus_client import Counter, Gauge, Histogram
 
 from fedrecon.coordinator import round_events
+from fedrecon.coordinator.kinds import ACTIVITIES, DEVICE_CLASSES, ENDS, SHOWN_TOGETHER, Kinds
 from fedrecon.coordinator.labels import MOST_VERSIONS, OTHER, SHAPES, Versions, shape_label
 from fedrecon.coordinator.pacing import Window
 from fedrecon.coordinator.round_events import Finish, Kind, Outcome
@@ -21,6 +22,7 @@ from fedrecon.coordinator.tasks import State, Task
 from fedrecon.coordinator.tracing import trace_event
 from fedrecon.ops.described_metrics import TASK
 from fedrecon.ops.metrics import Metrics
+from fedrecon.v1.coordinator_pb2 import DeviceKind
 
 CHECK_IN_OUTCOMES = ("assigned", "waiting", "full", "no_task", "ineligible", "version", "unauthenticated")
 ASSIGNMENT_STATES = ("assigned", *(outcome.value.lower() for outcome in Outcome))
@@ -119,6 +121,23 @@ class Measures:
         self._shapes: Counter = make.counter(
             "session_shapes_total", "Sessions that ended, by their shape.", shape=(*sorted(SHAPES), OTHER)
         )
+        only = f"only of apps that tell it, and in steps of {SHOWN_TOGETHER} sessions"
+        by_activity = make.counter(
+            "sessions_by_activity_total",
+            "Sessions that told their end, by how many examples the device has: fewer than 20, fewer than 100, more.",
+            only=only,
+            activity=ACTIVITIES,
+            end=ENDS,
+        )
+        by_class = make.counter(
+            "sessions_by_device_class_total",
+            "Sessions that told their end, by how well equipped the app says the device is.",
+            only=only,
+            device_class=DEVICE_CLASSES,
+            end=ENDS,
+        )
+        self._by_kind: dict[str, Counter] = {"activity": by_activity, "device_class": by_class}
+        self._kinds = Kinds()
         self._device_versions: Gauge = make.gauge(
             "device_versions",
             "Devices that called here within two days, by SDK version, estimated.",
@@ -196,6 +215,11 @@ class Measures:
             self._assignments.labels(state=state).inc()
             self._session_seconds.labels(state=state).observe(milliseconds / 1000)
             self._shapes.labels(shape=shape_label(finish.shape)).inc()
+
+    def note_kind(self, kind: DeviceKind, outcome: Outcome) -> None:
+        """Counts a session that ended by what its device tells of itself."""
+        for what, word, end in self._kinds.note(kind, outcome):
+            self._by_kind[what].labels(**{what: word, "end": end}).inc(SHOWN_TOGETHER)
 
     # -- tasks and rounds --------------------------------------------------------------------------------------------
 

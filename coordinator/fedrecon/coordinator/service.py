@@ -159,6 +159,7 @@ class CoordinatorService(CoordinatorServicer):
             finish = Finish(request.session, outcome, request.shape)
             with span("finish", attempt_of(attempt), outcome=outcome.value.lower()):
                 await runner.endings.keep(key.round, key.attempt, finish)
+            self._measures.note_kind(request.kind, outcome)
             attempt = await self._attempt(runner, request)
         fate = ReportFate.Value(f"REPORT_FATE_{fate_of(attempt, request.session).value}")
         windows = (

@@ -21,6 +21,7 @@ from fedrecon.device_sdk.errors import (
     TooLateError,
     UnreachableError,
 )
+from fedrecon.device_sdk.kinds import reveals_of
 from fedrecon.device_sdk.receipts import REVEALS, Departure, Receipt
 from fedrecon.device_sdk.requests import FETCH, UPLOAD, Call, Compute, Fetch, Method, Request, Sleep, Upload
 from fedrecon.v1.aggregator_pb2 import UploadHeader, UploadRequest, UploadResponse
@@ -146,7 +147,7 @@ class Line:
         """
         body = self._prove(method, request).SerializeToString(deterministic=True)
         within, reached = self._within(seconds), self._reached(target)
-        self.note(method.name, len(body), digest_of(body), reached)
+        self.note(method.name, len(body), digest_of(body), reached, reveals_of(request))
         answer: Answer = yield Call(reached, method, body, within)
         return answer
 

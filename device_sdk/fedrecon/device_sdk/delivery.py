@@ -35,7 +35,7 @@ from fedrecon.v1.aggregator_pb2 import (
     UploadStatusRequest,
 )
 from fedrecon.v1.common_pb2 import Credentials
-from fedrecon.v1.coordinator_pb2 import Assignment
+from fedrecon.v1.coordinator_pb2 import Assignment, DeviceKind
 from fedrecon.wire.digests import digest_of
 
 Answer = TypeVar("Answer", JoinResponse, ShareResponse, UnmaskResponse)
@@ -58,6 +58,7 @@ class Session:
         unfinished: what a process that dies leaves of it; None if nothing is kept.
         keep: keeps that on disk.
         is_resumed: whether a process that died began it.
+        kind: what is told of the device; None for nothing.
     """
 
     assignment: Assignment
@@ -69,6 +70,7 @@ class Session:
     unfinished: Unfinished | None = None
     keep: Callable[[Unfinished], None] | None = None
     is_resumed: bool = False
+    kind: DeviceKind | None = None
 
     @property
     def is_acknowledged(self) -> bool:

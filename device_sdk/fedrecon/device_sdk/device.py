@@ -23,6 +23,7 @@ from fedrecon.device_sdk.errors import BusyError, FedreconError, InvalidExampleE
 from fedrecon.device_sdk.examples import ExampleSource, OutcomeSource
 from fedrecon.device_sdk.floors import read_floors
 from fedrecon.device_sdk.history import History
+from fedrecon.device_sdk.kinds import ClassName
 from fedrecon.device_sdk.memory import Memory
 from fedrecon.device_sdk.participant import Participant
 from fedrecon.device_sdk.participation import Outcome, Participation
@@ -59,6 +60,9 @@ class Device:
         task: task whose recommender is wanted; the last one taken part in if not given, else the population's name.
         locals_key: 32 bytes under which reconstructed parameters are stored in `home`; None: they are never stored.
         memory_limit_bytes: an assignment that needs more is refused before anything of it is fetched.
+        device_class: how well equipped the device is among the app's: `"low"`, `"middle"` or `"high"`. It is told at
+            the end of a session, with the number of examples in three steps, so that operators see whom drop-out
+            leaves out; None: neither is told.
         cache: blobs, to be shared by devices of one process; its own in `home` if not given.
         transport: for `participate_async`, to be shared by devices of one event loop; its own if not given. A blocking
             one, such as the fake of `fedrecon.device_sdk.testing`, serves every method.
@@ -92,6 +96,7 @@ class Device:
         task: str = "",
         locals_key: bytes | None = None,
         memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+        device_class: ClassName | None = None,
         cache: BlobCache | None = None,
         transport: Transport | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
@@ -115,6 +120,7 @@ class Device:
             attest=attest,
             cache=self._cache,
             memory_bytes=memory_limit_bytes,
+            device_class=device_class,
             entropy=entropy,
             patience=self._patience,
             memory=self._memory,

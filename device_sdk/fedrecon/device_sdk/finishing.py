@@ -53,6 +53,7 @@ def finish(
         round_token=session.assignment.round_token,
         outcome=ending,
         shape=session.shape,
+        kind=session.kind,
     )
     try:
         finished = yield from session.line.call(coordinator, FINISH_SESSION, request)

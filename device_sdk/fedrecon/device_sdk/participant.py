@@ -25,6 +25,7 @@ from fedrecon.device_sdk.floors import Floors
 from fedrecon.device_sdk.history import DepartureLog, History
 from fedrecon.device_sdk.home_lock import sole_use
 from fedrecon.device_sdk.identity import device_key, public_bytes
+from fedrecon.device_sdk.kinds import ClassName
 from fedrecon.device_sdk.memory import Memory, Rest
 from fedrecon.device_sdk.participation import Participation, rest_after
 from fedrecon.device_sdk.session import Circumstances, Ending
@@ -57,6 +58,7 @@ class Participant:
     attest: Callable[[str, bytes], bytes] | None
     cache: BlobCache
     memory_bytes: int
+    device_class: ClassName | None
     entropy: Callable[[int], bytes]
     patience: Patience
     memory: Memory
@@ -148,6 +150,7 @@ class Participant:
             wall_clock=time.time,
             patience=self.patience,
             memory_bytes=self.memory_bytes,
+            device_class=self.device_class,
             unfinished=self.memory.unfinished,
             keep_unfinished=self.memory.keep_unfinished if self.home is not None else None,
             departures=DepartureLog(self.home),

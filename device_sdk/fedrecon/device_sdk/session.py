@@ -26,6 +26,7 @@ from fedrecon.device_sdk.errors import (
 from fedrecon.device_sdk.examples import ExampleSource, OutcomeSource
 from fedrecon.device_sdk.finishing import ending_of, finish, give_up, milliseconds, seconds_within
 from fedrecon.device_sdk.floors import Floors, verify_assignment
+from fedrecon.device_sdk.kinds import ClassName, kind_of
 from fedrecon.device_sdk.masking import Masking
 from fedrecon.device_sdk.material import Report, fetch_material, make_report
 from fedrecon.device_sdk.neighbourhood import MaskTerms
@@ -79,6 +80,7 @@ class Circumstances:
         unfinished: the session of a process that died before it ended.
         keep_unfinished: keeps a session on disk while it lasts; None where nothing is kept.
         departures: takes every departure before it happens; may begin with those of a process that died.
+        device_class: what the app tells of how well equipped the device is; None: nothing, nor of its examples.
     """
 
     population: str
@@ -95,6 +97,7 @@ class Circumstances:
     unfinished: Unfinished | None = None
     keep_unfinished: Callable[[Unfinished], None] | None = None
     departures: list[Departure] = field(default_factory=list)
+    device_class: ClassName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,8 @@ def take_part(circumstances: Circumstances) -> Steps[Ending]:
 def _session(known: Circumstances, assignment: Assignment, line: Line) -> Session:
     line.session_key, line.aggregator = assignment.session_key, assignment.aggregator
     credentials = Credentials(device_key=known.speaker.device_key)
-    session = Session(assignment, credentials, line, keep=known.keep_unfinished)
+    kind = None if known.device_class is None else kind_of(known.device_class, known.examples.count())
+    session = Session(assignment, credentials, line, keep=known.keep_unfinished, kind=kind)
     line.find = partial(_find_aggregator, known.speaker.coordinator, session)
     return session
 

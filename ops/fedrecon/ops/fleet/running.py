@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fedrecon.device_sdk import Device, Outcome, Participation
 from fedrecon.device_sdk.blob_cache import BlobCache
+from fedrecon.device_sdk.kinds import ClassName
 from fedrecon.device_sdk.transport import AsyncTransport
 from fedrecon.ops.fleet.behaviour import Behaviour, Phone, Vanished
 from fedrecon.ops.fleet.people import Person
@@ -31,6 +32,7 @@ Entropy = Callable[[int], bytes]
 VANISHED = "dropped out"
 _LOOK_SECONDS = 0.05
 _SILENT_SECONDS = 1.0
+_CLASSES: tuple[ClassName, ...] = ("low", "middle", "high")
 """Rest of a device that was told no window: it vanished, or nobody answered."""
 
 
@@ -160,6 +162,7 @@ class Fleet:
             _Held(self.people[person]),
             secure_sum="allowed",
             min_group=1,
+            device_class=_CLASSES[person % len(_CLASSES)],
             authority=self.authority,
             cache=cache,
             transport=phone,
