@@ -73,6 +73,8 @@ async def test_reports_become_a_checkpoint(tmp_path: Path) -> None:
         again = await aggregator.sums.Merge(merging(checkpoint, groups), timeout=5)
         assert again == merged
         assert aggregator.counted("reports_total", outcome="accepted") == 12
+        assert aggregator.counted("update_norm_count") == 12
+        assert aggregator.counted("sum_norm", task=ROUND.task) == pytest.approx(merged.update_norm)
 
 
 async def test_an_attempt_is_opened_once(tmp_path: Path) -> None:

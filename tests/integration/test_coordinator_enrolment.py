@@ -81,6 +81,7 @@ async def test_who_is_not_enrolled_is_told_to(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (_, coordinator):
         stranger, other = EnrolledDevice(), await EnrolledDevice().enrol(coordinator)
         await refused(coordinator.check_in(1), UNAUTHENTICATED, "NOT_ENROLLED")
+        assert coordinator.counted("check_ins_total", task="", outcome="unauthenticated") == 1
         for token in (b"", b"x" * 40, other.token, issue_enrolment(KeyRing(bytes(32)), stranger.key, 1 << 50)):
             stranger.token = token
             request = stranger.check_in()

@@ -173,6 +173,55 @@ def test_the_page_of_metrics_is_as_the_code() -> None:
     assert writing.PAGE.read_text() == writing.page(), "run: python docs/write_metrics.py"
 
 
+PROMISED = {
+    "rounds_total": {"task", "outcome"},
+    "round_phase_seconds": {"task", "phase"},
+    "round_current": {"task"},
+    "round_devices": {"task", "state"},
+    "round_dropout_ratio": {"task"},
+    "round_overselection_ratio": {"task"},
+    "round_last_commit_timestamp_seconds": {"task"},
+    "check_ins_total": {"task", "outcome"},
+    "retry_window_seconds": set(),
+    "assignments_total": {"state"},
+    "session_shapes_total": {"shape"},
+    "device_versions": {"version"},
+    "reports_total": {"outcome"},
+    "report_bytes": set(),
+    "download_bytes_total": set(),
+    "upload_chunks_resumed_total": set(),
+    "update_rejected_total": {"reason"},
+    "update_norm": set(),
+    "sum_norm": {"task"},
+    "secure_sum_voided_total": set(),
+    "secure_sum_clients": {"phase"},
+    "secure_sum_dropouts_total": {"phase"},
+    "secure_sum_seconds": {"phase"},
+    "aggregator_pending_bytes": set(),
+    "aggregator_recovered_reports_total": set(),
+    "model_version": {"task"},
+    "model_bytes": {"task"},
+    "train_loss": {"task"},
+    "eval_rmse": {"task", "cohort"},
+    "eval_recall_at_k": {"task", "k"},
+    "privacy_epsilon": {"task"},
+    "privacy_epsilon_budget": {"task"},
+    "recommend_seconds": {"stage"},
+    "served_model_version": {"task"},
+    "model_staleness_seconds": {"task"},
+    "export_total": {"outcome"},
+    "grpc_server_handled_total": {"grpc_method", "grpc_code"},
+    "grpc_server_handling_seconds": {"grpc_method"},
+    "build_info": {"service", "version", "python"},
+}
+"""Names and labels on which operators' own dashboards and alerts may rest: they stay."""
+
+
+def test_the_names_that_operators_rest_on_stay() -> None:
+    for name, labels in PROMISED.items():
+        assert set(described()[f"fedrecon_{name}"][1].labels) == labels, name
+
+
 def test_no_label_is_a_device_a_session_or_a_round() -> None:
     for _, what in described().values():
         assert not set(what.labels) & {"device", "session", "round", "client", "group"}, what.name
