@@ -224,11 +224,6 @@ class Device:
         """
         return self._model.predict(candidates)
 
-    def receipt(self) -> Receipt:
-        """Returns all that left the device since its last participation began."""
-        return self._receipt
-
-    def history(self) -> tuple[Participation, ...]:
     def record_outcome(self, shown: Sequence[str], chosen: Sequence[str] = ()) -> bool:
         """Keeps on this device how many recommendations were shown to the user, and how many of these chosen.
 
@@ -253,6 +248,11 @@ class Device:
         self._examples.add_outcome(self._model.version, len(shown), len(chosen))
         return True
 
+    def receipt(self) -> Receipt:
+        """Returns all that left the device since its last participation began."""
+        return self._receipt
+
+    def history(self) -> tuple[Participation, ...]:
         """Returns the last hundred participations, the newest last, each with what left the device; kept in `home`."""
         return self._participant.history.read()
 

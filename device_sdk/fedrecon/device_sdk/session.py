@@ -261,12 +261,12 @@ def _compute_and_report(known: Circumstances, session: Session, seeds: Seeds) ->
         )
     session.shape += "["
     columns = yield Compute(known.examples.columns)  # what the app's own source raises is the app's to hear
-    with _blaming_the_plan():
-        session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds, outcomes))
-    session.shape += "]"
     outcomes: Mapping[int, tuple[int, int]] = {}
     if assignment.outcome_versions and isinstance(known.examples, OutcomeSource):
         outcomes = yield Compute(known.examples.outcomes)
+    with _blaming_the_plan():
+        session.report = yield Compute(lambda: make_report(assignment, material, columns, seeds, outcomes))
+    session.shape += "]"
     try:
         if assignment.secure_sum.protocol == task_pb2.SUM_PROTOCOL_TRUSTED:
             yield from deliver(session, session.report.vector)
