@@ -68,8 +68,8 @@ class Exports:
         self.may_go_on.set()
         self.failures: list[Exception] = []
 
-    def __call__(self, wanted: Wanted, blobs: Any) -> Publication:
-        del blobs
+    def __call__(self, wanted: Wanted, blobs: Any, before: Any) -> Publication:
+        del blobs, before
         self.exported.append((wanted.checkpoint.digest.decode(), wanted.round))
         assert self.may_go_on.wait(SECONDS)
         if self.failures:

@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrecon.device_sdk.calling import CALL_SECONDS, Line, Steps
+from fedrecon.device_sdk.calling import BLOB_LIMIT_BYTES, CALL_SECONDS, Line, Steps
 from fedrecon.device_sdk.columns import map_examples, newest, rule_of
-from fedrecon.device_sdk.errors import UnreachableError, UnusablePlanError
+from fedrecon.device_sdk.errors import CallFailedError, DamagedBlobError, UnreachableError, UnusablePlanError
 from fedrecon.device_sdk.local_parameters import LocalParameters
 from fedrecon.device_sdk.material import Material
 from fedrecon.device_sdk.plans import rows_in_force
 from fedrecon.device_sdk.recommender import Recommendation, Recommender, unknown_items
-from fedrecon.device_sdk.requests import GET_RECOMMENDER
+from fedrecon.device_sdk.requests import GET_RECOMMENDER, Compute
 from fedrecon.device_sdk.runtime import reconstruct, score
 from fedrecon.v1 import plan_pb2
 from fedrecon.v1.common_pb2 import BlobReference
-from fedrecon.v1.inference_pb2 import GetRecommenderRequest, GetRecommenderResponse
+from fedrecon.v1.inference_pb2 import Delta, GetRecommenderRequest, GetRecommenderResponse
 from fedrecon.v1.task_pb2 import LocalWork
+from fedrecon.wire.deltas import MalformedDeltaError, apply_delta
+from fedrecon.wire.digests import digest_of
 from fedrecon.wire.keystream import SEED_BYTES
 
 REFRESH_SECONDS = 3.0
@@ -108,20 +110,51 @@ def fetch_recommender(line: Line, target: str, task: str, place: int) -> Steps[t
         FedreconError: there is none, or it cannot be run here.
     """
     kept = line.cache.recall(f"recommender of {task}")
+    before = GetRecommenderResponse.FromString(kept) if kept is not None else None
     if kept is not None:  # nobody waits long for a newer one
         line.patience = replace(line.patience, attempts=1)
     seconds = CALL_SECONDS if kept is None else REFRESH_SECONDS
     try:
         answer = yield from line.call(target, GET_RECOMMENDER, GetRecommenderRequest(task=task), seconds)
     except UnreachableError:
-        if kept is None:
+        if before is None:
             raise
-        answer = GetRecommenderResponse.FromString(kept)
+        answer = before
     chosen = answer.canary.recommender if place < answer.canary.places else answer
-    file = yield from _blob(line, target, chosen.recommender, "recommender")
+    file = yield from _newer_file(line, target, chosen)
     items = yield from _blob(line, target, chosen.vocabulary, "items of the recommender")
     line.cache.note(f"recommender of {task}", answer.SerializeToString())
     return Recommender(file, items), chosen.version
+
+
+def _newer_file(line: Line, target: str, chosen: GetRecommenderResponse) -> Steps[bytes]:
+    """Returns the ONNX file: made of one that is here and a delta where there is such a thing, or fetched whole."""
+    wanted = chosen.recommender
+    if (yield Compute(lambda: line.cache.read(wanted.digest))) is None:
+        for delta in chosen.deltas:
+            known = delta.known
+            old = yield Compute(lambda: line.cache.read(known))  # noqa: B023 - computed at once
+            if old is not None:
+                file = yield from _by_delta(line, target, old, delta, wanted)
+                if file is not None:
+                    return file
+                break
+    return (yield from _blob(line, target, wanted, "recommender"))
+
+
+def _by_delta(line: Line, target: str, old: bytes, delta: Delta, wanted: BlobReference) -> Steps[bytes | None]:
+    """Returns the ONNX file that a delta makes of an old one; None if it makes another, or cannot be had."""
+    if not 0 <= wanted.size <= BLOB_LIMIT_BYTES or delta.blob.size >= wanted.size:
+        return None
+    try:
+        difference = yield from _blob(line, target, delta.blob, "delta of the recommender")
+        file: bytes = yield Compute(lambda: apply_delta(old, difference, wanted.size))
+    except (CallFailedError, DamagedBlobError, MalformedDeltaError):
+        return None  # the whole file is there as well
+    if digest_of(file) != wanted.digest:
+        return None
+    yield Compute(lambda: line.cache.write(wanted.digest, file))
+    return file
 
 
 def _blob(line: Line, target: str, reference: BlobReference, what: str) -> Steps[bytes]:

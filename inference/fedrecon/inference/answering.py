@@ -40,6 +40,7 @@ def describe(live: Publication, canary: tuple[Publication, int] | None = None) -
         checkpoint_digest=live.checkpoint.digest,
         plan_digest=live.plan_digest,
         version=live.version,
+        deltas=live.deltas,
     )
     if canary is not None:
         publication, places = canary

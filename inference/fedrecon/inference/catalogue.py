@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from fedrecon.ops.blobs import BlobMissing, BlobStore, CorruptBlob
 from fedrecon.ops.boundary import Refusal
 from fedrecon.ops.logs import logger_of
 from fedrecon.v1.admin_pb2 import GetPrivacyRequest, GetPrivacyResponse, ListTasksRequest, Task, WatchTaskRequest
+from fedrecon.v1.common_pb2 import BlobReference
 from fedrecon.wire.places import PLACES
 
 if TYPE_CHECKING:  # a name of the type stubs alone
@@ -42,6 +44,9 @@ _CALL_SECONDS = 10.0
 _WATCH_SECONDS = 3600.0
 _STORAGE_RETRY_SECONDS = 5.0
 _SOON_MILLISECONDS = (500, 2_000)
+
+_GIVEN_REMEMBERED = 10
+"""Recommenders from which deltas are made to the next; from others, and after a restart, the whole file is fetched."""
 
 _log = logger_of(__name__)
 
@@ -81,6 +86,7 @@ class _Followed:
         refused: shapes that cannot be exported, and why; of the last wishes only.
         privacy: what is claimed for the task, as it was told last.
         missing: shapes whose files are gone from the blob store: they are exported again.
+        given: the recommenders that were given out last, which devices may still have.
     """
 
     newest: Task | None = None
@@ -91,6 +97,7 @@ class _Followed:
     refused: dict[tuple[bytes, ...], str] = field(default_factory=dict)
     privacy: GetPrivacyResponse = field(default_factory=GetPrivacyResponse)
     missing: set[tuple[bytes, ...]] = field(default_factory=set)
+    given: deque[BlobReference] = field(default_factory=lambda: deque(maxlen=_GIVEN_REMEMBERED))
 
     def offer(self, task: Task) -> None:
         self.newest = task
@@ -184,7 +191,7 @@ class Catalogue:
     def serves(self, digest: bytes) -> bool:
         """Returns whether a blob is a file of something that answers."""
         return any(
-            digest in {each.recommender.digest, each.vocabulary.digest}
+            digest in {each.recommender.digest, each.vocabulary.digest, *(delta.blob.digest for delta in each.deltas)}
             for followed in self._followed.values()
             for each in followed.served.publications
         )
@@ -330,7 +337,9 @@ class Catalogue:
         """Returns the recommender of a version; None if it cannot be made, or not now."""
         name = wanted.spec.name
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, publish, wanted, self._blobs)
+            made = await asyncio.get_running_loop().run_in_executor(
+                self._threads, publish, wanted, self._blobs, tuple(followed.given)
+            )
         except (BlobMissing, CorruptBlob, OSError) as error:
             self._measures.exports.labels(outcome="failed").inc()
             _log.warning("export will be tried again", task=name, error=type(error).__name__)
@@ -345,6 +354,10 @@ class Catalogue:
             followed.refused[wanted.shape] = f"the export failed: {type(error).__name__}"
             self._measures.exports.labels(outcome="failed").inc()
             _log.error("export failed", task=name, exc_info=error)
+        else:
+            if made.recommender not in followed.given:
+                followed.given.append(made.recommender)
+            return made
         return None
 
     async def _ask_privacy(self, name: str, followed: _Followed) -> None:

@@ -105,6 +105,7 @@ class HttpFace:
             "items": _file(live.vocabulary),
             "checkpoint_digest": live.checkpoint.digest.hex(),
             "plan_digest": live.plan_digest.hex(),
+            "deltas": [{"known": each.known.hex(), **_file(each.blob)} for each in live.deltas],
         }
         if (canary := self._catalogue.canary(live.task)) is not None:
             told["canary"] = {"version": canary[0].version, "round": canary[0].round, "places": canary[1]}
