@@ -38,6 +38,7 @@ def test_the_two_wheels_share_no_file_and_own_nothing_but_the_namespace(wheels: 
     assert roots == {"fedrecon"}
     assert "fedrecon/__init__.py" not in device | rest
     assert {"fedrecon/v1/coordinator_pb2.py", "fedrecon/v1/coordinator.proto", "fedrecon/wire/fixed_point.py"} <= device
+    assert {"fedrecon/ops/console/web/index.html", "fedrecon/ops/console/web/console.js"} <= rest
 
 
 def test_a_bare_environment_imports_the_device_sdk_and_nothing_of_the_servers(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import http.client
 import json
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from fedrecon.coordinator.round_state import Phase
 from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.console.routes import FOLDER
 from fedrecon.ops.journal.memory import MemoryJournal
-from support.console_house import SECONDS, ConsoleHouse, console_house
+from support.authority import make_authority
+from support.console_house import SECONDS, ConsoleHouse, console_house, console_of
 from support.console_rounds import Past
 from support.coordinating import TASK, make_spec, until_true
 
@@ -110,6 +113,32 @@ async def test_another_site_can_neither_change_anything_nor_pose_as_the_console(
     rebound = await browser.ask("/api/tasks", host="evil.example:80")
     assert (rebound.status, rebound.json["reason"]) == (403, "WRONG_HOST")
     assert (await browser.ask(f"/api/tasks/{TASK}")).json["state"] == "running"
+
+
+async def test_a_console_for_other_machines_speaks_tls_and_its_cookie_travels_no_other_way(
+    empty: ConsoleHouse, tmp_path: Path
+) -> None:
+    authority = make_authority("fedrecon test authority")
+    trusted = authority.write(tmp_path / "authority.pem")
+    certificate, key = authority.issue(tmp_path, "services")
+    shown = {"host": "0.0.0.0", "tls_certificate": certificate, "tls_key": key}  # noqa: S104 - what is tested
+    async with console_of(tmp_path / "open", empty.target, **shown) as (address, _):
+
+        def sign_in() -> http.client.HTTPResponse:
+            port = int(address.rpartition(":")[2])
+            encryption = ssl.create_default_context(cafile=str(trusted))
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=encryption, timeout=SECONDS)
+            body, kind = json.dumps({"token": "token of vera"}), {"content-type": "application/json"}
+            connection.request("POST", "/api/sign-in", body, {"host": "console.example.org", **kind})
+            response = connection.getresponse()
+            response.read()
+            connection.close()
+            return response
+
+        answer = await asyncio.to_thread(sign_in)
+    assert answer.status == 200
+    attributes = {part.strip().lower() for part in (answer.getheader("set-cookie") or "").split(";")[1:]}
+    assert {"secure", "httponly", "samesite=strict"} <= attributes
 
 
 async def test_an_empty_stack_is_shown(empty: ConsoleHouse) -> None:

@@ -99,7 +99,7 @@ class ConsoleHouse:
 
 
 @contextlib.asynccontextmanager
-async def console_of(folder: Path, target: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def console_of(folder: Path, target: str, **settings_: Any) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """Runs a console for a coordinator; gives its address and what stops it."""
     ready = folder / "console.ready.json"
     settings = ConsoleSettings(
@@ -109,6 +109,7 @@ async def console_of(folder: Path, target: str) -> AsyncIterator[tuple[str, asyn
         console_http_port=0,
         metrics_port=-1,
         drain_seconds=1,
+        **settings_,
     )
     stopping = asyncio.Event()
     running = asyncio.create_task(serve("console", start, settings, 0, ready_file=ready, stopping=stopping))
