@@ -120,6 +120,13 @@ bench-peers: setup .peers/flower/.installed .peers/implicit/.installed ## Run wh
 	.peers/flower/bin/pip install --quiet --disable-pip-version-check 'flwr==1.41.*'
 	@touch $@
 
+.PHONY: docs
+docs: setup ## Build the documentation site into build/site; a link that leads nowhere is an error
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python docs/site.py build/site-source
+	$(BIN)/python docs/write_reference.py build/site-source/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 .PHONY: release
 release: setup web ## Build both wheels, with browser assets, lists of parts and digests, into dist/
 	$(BIN)/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0

@@ -126,15 +126,15 @@ startupProbe:
 readinessProbe:
   exec:
     command: ["python", "-m", "fedrecon.ops.probe", {{ .role | quote }}]
-  periodSeconds: 10
+  periodSeconds: 15
   timeoutSeconds: 5
   failureThreshold: 2
 livenessProbe:
   exec:
     command: ["python", "-m", "fedrecon.ops.probe", {{ .role | quote }}]
-  periodSeconds: 30
+  periodSeconds: 60
   timeoutSeconds: 10
-  failureThreshold: 4
+  failureThreshold: 3
 lifecycle:
   preStop:
     exec:
