@@ -91,7 +91,7 @@ def list_browser_parts(target: Path) -> None:
     Args:
         target: File of the list.
     """
-    command = ["npm", "sbom", "--sbom-format", "cyclonedx", "--omit", "dev"]
+    command = ["npm", "sbom", "--sbom-format", "cyclonedx", "--omit", "dev", "--package-lock-only"]
     target.write_text(subprocess.run(command, cwd=WEB, check=True, capture_output=True, text=True).stdout)
 
 
