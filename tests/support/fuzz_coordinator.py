@@ -438,6 +438,8 @@ def admin_requests(world: World) -> dict[str, list[list[Any]]]:
         "ResumeTask": [[admin_pb2.ResumeTaskRequest(**named)]],
         "CancelTask": [[admin_pb2.CancelTaskRequest(**named, reason="over")]],
         "ListRounds": [[admin_pb2.ListRoundsRequest(**named, limit=5, before_round=2)]],
+        "GetHistory": [[admin_pb2.GetHistoryRequest(**named, points=5)]],
+        "GetCaller": [[admin_pb2.GetCallerRequest()]],
         "ExplainRound": [[admin_pb2.ExplainRoundRequest(**named, round=1)]],
         "WatchTask": [[admin_pb2.WatchTaskRequest(**named)]],
         "ListCheckpoints": [[admin_pb2.ListCheckpointsRequest(**named, limit=3)]],
