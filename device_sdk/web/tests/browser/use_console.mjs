@@ -106,6 +106,7 @@ const scenes = {
     process.stderr.write("ready\n"); // the test lets the round end now
     await page.waitForFunction(() => /was committed/.test(document.getElementById("said").textContent), undefined, { timeout: 60_000 });
     seen.said = await text(page, "#said");
+    await page.waitForFunction(() => document.querySelectorAll("#checkpoints tr").length > 4);
     seen.focus = await alongTheTimeline(page);
     seen.elsewhere = requests.map((each) => new URL(each.url)).filter((url) => url.origin !== new URL(link).origin).length;
     return seen;

@@ -76,12 +76,19 @@ export function say(text) {
   }
 }
 
-/** Replaces the children of an element, unless they are the same: who reads there is not disturbed. */
+/** What tells an element from its neighbours to somebody who hears it. */
+const saidOf = (element) => `${element.tagName} ${element.getAttribute("aria-label") ?? element.textContent}`;
+
+/** Replaces the children of an element, unless they are the same; who reads or types there stays where they are. */
 export function renew(element, ...children) {
   const fresh = children.flat().filter((child) => child !== null && child !== undefined);
   const before = [...element.childNodes];
   if (before.length !== fresh.length || fresh.some((child, place) => !sameNode(child, before[place]))) {
+    const focused = element.contains(document.activeElement) ? saidOf(document.activeElement) : null;
     element.replaceChildren(...fresh);
+    if (focused !== null) {
+      [...element.querySelectorAll("a, button, [tabindex]")].find((each) => saidOf(each) === focused)?.focus({ preventScroll: true });
+    }
   }
 }
 

@@ -70,7 +70,7 @@ function taskCard(task) {
 
 /** The journal of a round in words. */
 export async function roundPage(visit, name, number) {
-  const told = await ask(taskPath(name, `/rounds/${number}`), visit.signal);
+  const [told, task] = await Promise.all([ask(taskPath(name, `/rounds/${number}`), visit.signal), ask(taskPath(name), visit.signal)]);
   const last = told.attempts.at(-1);
   const outcome = {
     committed: `It was committed${last.attempt > 1 ? `, in attempt ${last.attempt}` : ""}: ${several(last.counted, "report")} made the checkpoint ${short(last.checkpoint)}.`,
@@ -78,6 +78,7 @@ export async function roundPage(visit, name, number) {
   };
   const summary = outcome[last.phase] ?? `It is under way: ${PHASES[last.phase]}.`;
   const before = number > 1 ? el("a", { href: roundLink(name, number - 1), rel: "prev" }, `Round ${number - 1}`) : "";
+  const after = task.round?.round > number ? el("a", { href: roundLink(name, number + 1), rel: "next" }, `Round ${number + 1}`) : "";
   const rows = told.attempts.map((each) => [
     ["number", String(each.attempt)],
     el("span", {}, badge(each.phase), each.reason ? el("span", { class: "quiet" }, ` ${each.reason}`) : ""),
@@ -107,7 +108,7 @@ export async function roundPage(visit, name, number) {
       part("How sessions ended", {}, ends.length ? table("Sessions by outcome", ["outcome", "#sessions"], ends) : el("p", { class: "quiet" }, "None is known.")),
       part("Sessions by shape", {}, shapes.length ? table("Sessions by shape", ["shape", "what it means", "#sessions"], shapes) : el("p", { class: "quiet" }, "None is known.")),
     ),
-    el("nav", { class: "back", "aria-label": "Rounds" }, before, " ", el("a", { href: roundLink(name, number + 1), rel: "next" }, `Round ${number + 1}`)),
+    el("nav", { class: "back", "aria-label": "Rounds" }, before, after),
   ]);
 }
 
