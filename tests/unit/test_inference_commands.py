@@ -15,6 +15,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from fedrecon.device_sdk import Recommender
+from fedrecon.device_sdk.errors import UnusablePlanError
 from fedrecon.inference.commands import recommend
 from fedrecon.inference.matching import UnclearItemError, find_item
 from fedrecon.ops.command import main
@@ -130,6 +131,27 @@ def test_items_of_another_export_are_refused(file: Path, capsys: pytest.CaptureF
     file.with_suffix(".items").write_bytes(write_vocabulary("items", 9, ["other"]))
     assert main(["recommend", str(file)]) == 2
     assert "do not belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".items"])
+def test_one_flipped_byte_is_never_a_wrong_list(file: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads(file.with_suffix(".bundle.json").read_text())
+    assert manifest["recommender"]["size"] == file.stat().st_size
+    damaged = bytearray(file.with_suffix(suffix).read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    file.with_suffix(suffix).write_bytes(damaged)
+    with pytest.raises(UnusablePlanError, match="do not belong together, or one of them is damaged"):
+        Recommender(file)
+    assert main(["recommend", str(file), "--rate", "key-1=5"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_none_is_told(file: Path) -> None:
+    file.with_suffix(".bundle.json").write_text("[]")
+    with pytest.raises(UnusablePlanError, match="no manifest"):
+        Recommender(file)
+    file.with_suffix(".bundle.json").unlink()
+    assert Recommender(file).recommend({"item": [], "rating": []}, 3)
 
 
 def items_called(*titles: str) -> Any:

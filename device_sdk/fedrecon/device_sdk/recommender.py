@@ -27,6 +27,8 @@ from fedrecon.wire.vocabularies import Items, MalformedVocabularyError, read_voc
 FORMATS = ("1",)
 EXCLUDED, COUNT, ROWS, SCORES, LOCAL = "excluded", "k", "rows", "scores", "local/"
 ITEMS_SUFFIX = ".items"
+BUNDLE_SUFFIX = ".bundle.json"
+_ONE_EXPORT = "take all files from one export"
 SHOWN_KEYS = 5
 
 
@@ -59,7 +61,8 @@ class Recommender:
         items: its vocabulary.
 
     Raises:
-        UnusablePlanError: file and vocabulary cannot be read here, or do not belong together.
+        UnusablePlanError: file and vocabulary cannot be read here, do not belong together, or are not what the manifest
+            beside them says.
 
     Example:
         >>> recommender = Recommender("movies.onnx")  # doctest: +SKIP
@@ -72,6 +75,7 @@ class Recommender:
             if isinstance(file, bytes):
                 raise ValueError("a recommender given as bytes needs its items as bytes, too")
             items = Path(file).with_suffix(ITEMS_SUFFIX).read_bytes()
+            _refuse_damaged(Path(file).with_suffix(BUNDLE_SUFFIX), {"recommender": content, "items": items})
         self.digest = digest_of(content)
         self._graph = runnable_graph(content, name, self.digest)
         metadata = self._graph.metadata
@@ -172,6 +176,22 @@ def unknown_items(keys: tuple[str, ...]) -> UnknownItemsError:
 def _keys(rules: Iterable[FieldRule], columns: Mapping[str, Any]) -> list[str]:
     """Returns the keys of items among the examples."""
     return [str(key) for rule in rules if rule.vocabulary for key in columns.get(rule.name, ())]
+
+
+def _refuse_damaged(manifest: Path, files: Mapping[str, bytes]) -> None:
+    """Refuses files that differ from the digests of the manifest beside them; there need not be one."""
+    try:
+        told = json.loads(manifest.read_bytes())
+        digests = {name: told[name]["sha256"] for name in files}
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnusablePlanError(f"{manifest} is no manifest of a recommender", _ONE_EXPORT) from error
+    for name, content in files.items():
+        if digest_of(content).hex() != digests[name]:
+            raise UnusablePlanError(
+                f"the {name} and {manifest} do not belong together, or one of them is damaged", _ONE_EXPORT
+            )
 
 
 def _read_items(content: bytes, digest: str, name: str) -> Items:

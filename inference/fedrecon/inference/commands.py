@@ -42,8 +42,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to one ONNX file that recommends anywhere, proved equal to its plan."""
+    from fedrecon.device_sdk.recommender import BUNDLE_SUFFIX
     from fedrecon.inference.bundles import NotExportableError
     from fedrecon.inference.collecting import export_from_folder, export_from_server
+    from fedrecon.inference.lightening import describe_bundle
     from fedrecon.ops.durable_files import write_durably
     from fedrecon.ops.printing import print_json
 
@@ -67,6 +69,7 @@ def export(
     try:
         write_durably(items_file, [exported.items])
         write_durably(out, [light.recommender])
+        write_durably(out.with_suffix(BUNDLE_SUFFIX), [describe_bundle(out, light, exported)])
     except OSError as error:
         raise UserMistake(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
     if as_json:
@@ -149,8 +152,8 @@ def recommend(
             "`fedrecon recommend movies.onnx --users ratings.csv --out recommended.jsonl`",
         )
     try:
-        content, items = file.read_bytes(), file.with_suffix(ITEMS_SUFFIX).read_bytes()
-        recommender = Recommender(content, items)
+        content = file.read_bytes()
+        recommender = Recommender(file)
     except OSError as error:
         raise UserMistake(
             f"{error.filename} cannot be read: {error.strerror}.", "`fedrecon export` writes a file and its items."

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,16 +24,20 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from fedrecon.device_sdk.recommender import ITEMS_SUFFIX
 from fedrecon.inference.judging import Judged, Rater, judge_users
 from fedrecon.inference.ranking import COUNT, EXCLUDED, ROWS, SCORES
 from fedrecon.inference.recommending import OpenRecommender
 from fedrecon.inference.stepwise import open_session
 from fedrecon.inference.taken_fields import FIELDS_KEY, TakenField, read_fields
-from fedrecon.inference.verifying import TOLERANCE, WrongRecommenderError
+from fedrecon.inference.verifying import TOLERANCE, Exported, WrongRecommenderError
+from fedrecon.wire.digests import digest_of
 from fedrecon.wire.vocabularies import Items
 
 Precision = Literal["float32", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+BUNDLE_FORMAT = "1"
 
 _LARGEST = 127
 _EXAMPLES = (0, 1, 7, 30)
@@ -89,6 +94,31 @@ def lighten(recommender: bytes, items: Items, precision: Precision, users: Seque
     del light.metadata_props[:]
     helper.set_model_props(light, metadata)
     return Lightened(_bytes_of(light), precision, difference, rmse)
+
+
+def describe_bundle(out: Path, light: Lightened, exported: Exported) -> bytes:
+    """Returns the manifest that lies beside an export: what its files are, and their digests.
+
+    Args:
+        out: the ONNX file; its items lie beside it.
+        light: the recommender.
+        exported: what it was made of.
+    """
+    items = out.with_suffix(ITEMS_SUFFIX)
+    files = {"recommender": (out, light.recommender), "items": (items, exported.items)}
+    told = {
+        "format": BUNDLE_FORMAT,
+        "round": exported.round,
+        "precision": light.precision,
+        "largest_difference": exported.largest_difference,
+        "precision_difference": light.difference,
+        "precision_rmse": light.rmse,
+        **{
+            name: {"file": file.name, "size": len(content), "sha256": digest_of(content).hex()}
+            for name, (file, content) in files.items()
+        },
+    }
+    return (json.dumps(told, indent=1) + "\n").encode()
 
 
 def _is_table(value: TensorProto, rows: int) -> bool:
