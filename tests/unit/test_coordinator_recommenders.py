@@ -57,7 +57,7 @@ def stages(state: Recommenders) -> dict[int, Stage]:
 
 
 def test_a_replay_of_a_promotion_gives_what_was_live() -> None:
-    events = (admitted(1), promoted(1), admitted(2), canary(2), promoted(2))
+    events: tuple[Event, ...] = (admitted(1), promoted(1), admitted(2), canary(2), promoted(2))
     state = folded(*events)
     assert stages(state) == {1: Stage.RETIRED, 2: Stage.LIVE}
     assert state.live is not None
