@@ -22,6 +22,7 @@ import grpc
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis import Redis
 
 from fedrecon.ops.admin_client import open_sync_channel
 from fedrecon.ops.fleet.people import People
@@ -215,6 +216,35 @@ def test_what_each_service_tells_is_well_formed(busy: Town, role: str) -> None:
         text = answer.read()
     done = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("breaking", "mending", "outcome"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "full"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read_only"),
+    ],
+)
+def test_a_journal_that_takes_no_writes_is_alarmed_and_no_report_is_lost(
+    busy: Town, asking: Asking, breaking: tuple[str, ...], mending: tuple[str, ...], outcome: str
+) -> None:
+    asking.until('min(fedrecon_storage_up{store="journal"}) == 1')
+    valkey = busy.stack.valkey
+    assert valkey is not None
+    with Redis.from_url(valkey.url) as server:
+        server.execute_command(*breaking)
+        asking.until(f'rate(fedrecon_storage_seconds_count{{store="journal", outcome="{outcome}"}}[1m]) > 0')
+        asking.until('ALERTS{alertname="FedreconStorageFails", store="journal"}')
+        until_health(busy, STORAGE_HEALTH, health_pb2.HealthCheckResponse.NOT_SERVING)
+        server.execute_command(*mending)
+    until_health(busy, STORAGE_HEALTH, health_pb2.HealthCheckResponse.SERVING)
+    committed = busy.task().committed
+    busy.wait_until(lambda task: task.committed >= committed + 2)
+    made = [each for each in busy.rounds() if each.phase == admin.ROUND_PHASE_COMMITTED]
+    for each in made:
+        told = busy.recording.uploaded(each.key.round, each.key.attempt)
+        acknowledged = [recorded for recorded in told if recorded.participation.task == TASK]
+        assert len(acknowledged) <= each.counted, "whoever was told that it counts does"
 
 
 def test_a_journal_that_is_gone_is_alarmed_and_rounds_go_on_when_it_is_back(busy: Town, asking: Asking) -> None:
