@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event
+from threading import Event, Semaphore
 
 import pytest
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedrecon.ops.described_metrics import TASK
-from fedrecon.ops.metrics import Metrics, serve_metrics
+from fedrecon.ops.metrics import Metrics, _Page, serve_metrics
 from fedrecon.ops.mistakes import UserMistake
 
 
@@ -48,31 +47,29 @@ def test_what_has_words_only_is_shown_from_the_start() -> None:
 
 
 def test_a_hundred_scrapers_cost_little_more_than_one() -> None:
-    metrics, asked, go_on = Metrics.create("coordinator"), Barrier(100), Event()
+    registry, asking, go_on = CollectorRegistry(), Semaphore(0), Event()
     collected: list[int] = []
 
     class Slow:
         def collect(self) -> Iterator[Metric]:
             collected.append(1)
-            go_on.wait(30)
+            go_on.wait(60)
             yield GaugeMetricFamily("fedrecon_slow", "Slow to tell.", value=len(collected))
 
-    go_on.set()
-    metrics.registry.register(Slow())  # asks for the names
-    go_on.clear()
-    collected.clear()
+    registry.register(Slow())
+    page = _Page(registry)
 
-    def scrape(address: str) -> str:
-        asked.wait(30)
-        return read(address)
+    def scrape() -> bytes:
+        asking.release()
+        return page.read("")[1]
 
-    with serve_metrics(metrics, "127.0.0.1", 0) as endpoint, ThreadPoolExecutor(100) as scrapers:
-        answers = [scrapers.submit(scrape, endpoint.address) for _ in range(100)]
-        while not collected:
-            time.sleep(0.01)
-        time.sleep(0.2)  # for most of them to have asked; whoever has not yet makes the page once more
+    with ThreadPoolExecutor(100) as scrapers:
+        answers = [scrapers.submit(scrape) for _ in range(100)]
+        for _ in range(100):
+            assert asking.acquire(timeout=60)
         go_on.set()
-        assert all("fedrecon_slow" in each.result(30) for each in answers)
+        assert all(b"fedrecon_slow" in each.result(60) for each in answers)
+    # One that is under way when they ask, and one for all of them; whoever was held up in between asks for one more.
     assert len(collected) < 50
 
 
