@@ -165,6 +165,19 @@ async def test_a_damaged_backup_is_not_restored(tmp_path: Path, damage: str) -> 
         await restore(MemoryJournal(), LocalBlobs(tmp_path / "new"), Reading(source), KEPT)
 
 
+@pytest.mark.parametrize("name", ["backup.tar", "backup.tar.gz"])
+async def test_a_tar_file_that_was_cut_short_or_changed_is_not_restored(tmp_path: Path, name: str) -> None:
+    async with house(tmp_path / "old", MemoryJournal()) as built:
+        await lived(built)
+        place = await backed_up(built, tmp_path / name)
+    whole = place.read_bytes()
+    middle = len(whole) // 2
+    for number, damaged in enumerate((whole[:middle], whole[:middle] + bytes(64) + whole[middle + 64 :])):
+        place.write_bytes(damaged)
+        with pytest.raises(BackupBroken), open_source(place) as source:
+            await restore(MemoryJournal(), LocalBlobs(tmp_path / f"new{number}"), Reading(source), KEPT)
+
+
 async def test_what_is_no_backup_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackupBroken), open_source(tmp_path / "nothing"):
         pass

@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -136,13 +137,13 @@ class TarOfBackup:
         """Yield a file in chunks. See `Source.read`."""
         try:
             file = self._tar.extractfile(name)
+            if file is None:
+                raise BackupBroken(f"{name} is no file")
+            yield from iter(lambda: file.read(CHUNK_BYTES), b"")
         except KeyError as error:
             raise BackupBroken(f"{name} is not in it") from error
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise BackupBroken(f"it cannot be read: {error}") from error
-        if file is None:
-            raise BackupBroken(f"{name} is no file")
-        yield from iter(lambda: file.read(CHUNK_BYTES), b"")
 
 
 class _Reading(io.RawIOBase):
