@@ -92,7 +92,7 @@ def recommend(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend to users never seen, one at a time on one core: by ridge, by gradient steps, and of choices."""
+    """Recommend to users never seen: one at a time on one core, and by the service."""
     from fedrecon.benchmarks.measures import result_of
     from fedrecon.benchmarks.recommend import measure_recommend
 
