@@ -128,7 +128,8 @@ export function timeline(place, state) {
       link.addEventListener("focus", () => (words.textContent = told));
       picture.append(link);
     });
-    const gap = Math.max(1, Math.ceil(34 / room));
+    const widest = Math.max(...attempts.map((each) => numberOf(each).length), 1);
+    const gap = Math.max(1, Math.ceil((widest * 7 + 12) / room));
     attempts.forEach((attempt, index) => {
       if ((attempts.length - 1 - index) % gap === 0) {
         picture.append(svg("text", { x: MARGIN.left + (index + 0.5) * room, y: height - 7, class: "mark", "text-anchor": "middle" }, numberOf(attempt)));
