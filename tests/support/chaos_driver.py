@@ -269,9 +269,18 @@ async def running(
 
 @contextlib.asynccontextmanager
 async def training(
-    stack: Stack, plan: Path, coordinator: str, *, seed: int, spec: Sequence[str] = SPEC
+    stack: Stack, plan: Path, coordinator: str, *, seed: int, spec: Sequence[str] = SPEC, place: Sequence[str] = ()
 ) -> AsyncIterator[Run]:
-    """Creates a task on a stack that runs, and lets devices live that know a coordinator; ends them."""
+    """Creates a task on a stack that runs, and lets devices live that know a coordinator; ends them.
+
+    Args:
+        stack: It runs.
+        plan: Folder of the plan.
+        coordinator: What devices know.
+        seed: Of what devices do.
+        spec: Of the task.
+        place: What starts the process of the devices, such as a command that runs it in another network.
+    """
     await asyncio.to_thread(_create_task, stack, plan, spec)
     assert stack.valkey is not None
     journal = await RedisJournal.connect(stack.valkey.url, patience_seconds=_STUCK_SECONDS)
@@ -279,7 +288,7 @@ async def training(
     watching = asyncio.create_task(watch.run())
     run = Run(stack, watch, journal, stack.home / "devices.log")
     try:
-        with _devices(stack, coordinator, run.log, seed):
+        with _devices(stack, coordinator, run.log, seed, place):
             yield run
     finally:
         watching.cancel()
@@ -293,9 +302,9 @@ def _create_task(stack: Stack, plan: Path, spec: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _devices(stack: Stack, coordinator: str, log: Path, seed: int) -> Iterator[None]:
+def _devices(stack: Stack, coordinator: str, log: Path, seed: int, place: Sequence[str]) -> Iterator[None]:
     """Lets devices live in a process of their own."""
-    command = [sys.executable, "-m", "support.chaos_devices", coordinator, TASK]
+    command = [*place, sys.executable, "-m", "support.chaos_devices", coordinator, TASK]
     options = ["--log", log, "--cache", stack.home / "devices", "--dropout", DROPOUT, "--seed", seed]
     options += ["--authority", stack.settings.tls_server_authority]
     tests = Path(__file__).parent.parent
