@@ -11,6 +11,7 @@ import pytest
 
 from fedrecon.coordinator import book, ledger, round_events, runner, tasks
 from fedrecon.coordinator.round_state import Phase
+from fedrecon.ops.clock import SystemClock
 from fedrecon.ops.journal import Append, Journal, JournalUnavailable, Lease
 from fedrecon.ops.journal.memory import MemoryJournal
 from fedrecon.v1 import aggregator_pb2, coordinator_pb2
@@ -225,3 +226,39 @@ async def test_an_append_whose_answer_was_lost_is_not_repeated(tmp_path: Path) -
         await coordinator.until(Phase.COMMITTED)
         assert journal.fails_after_append == 0
         assert await commits_of(journal, 1) == 1
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_rounds_go_on_when_the_clock_of_the_machine_is_set(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """In each phase: nothing that was reported is lost, and no round is committed twice."""
+    wall, ahead = SystemClock.now_milliseconds, 0
+    monkeypatch.setattr(SystemClock, "now_milliseconds", lambda self: wall(self) + ahead)
+    async with house(tmp_path, journal) as built:
+        coordinator = await begun(built, retry_milliseconds=20)
+        for number, phase in enumerate([Phase.SELECTING, Phase.REPORTING, Phase.AGGREGATING], start=1):
+            await coordinator.until(Phase.SELECTING, number)
+            if phase is Phase.SELECTING:
+                ahead += hours * 3_600_000
+            assigned = await coordinator.assign(1, 2, 3)
+            if phase is Phase.REPORTING:
+                ahead += hours * 3_600_000
+                if hours > 0:  # the window has ended: another attempt is for the devices
+                    await coordinator.until(Phase.SELECTING, number, attempt=2)
+                    assigned = await coordinator.assign(1, 2, 3)
+            if phase is Phase.AGGREGATING:
+                built.sums.may_close.clear()
+            await built.sums.report(assigned[0].round, 3)
+            if phase is Phase.AGGREGATING:
+                await coordinator.until(Phase.AGGREGATING, number)
+                ahead += hours * 3_600_000
+                built.sums.may_close.set()
+                if hours > 0:  # it has taken too long: its reports are void, and their devices are told
+                    await coordinator.until(Phase.SELECTING, number, attempt=2)
+                    assert (await coordinator.finish(assigned[0])).fate == coordinator_pb2.REPORT_FATE_VOID
+                    assigned = await coordinator.assign(1, 2, 3)
+                    await built.sums.report(assigned[0].round, 3)
+            await coordinator.until(Phase.COMMITTED, number)
+            assert (await coordinator.finish(assigned[0])).fate == coordinator_pb2.REPORT_FATE_COUNTED
+            assert await commits_of(journal, number) == 1

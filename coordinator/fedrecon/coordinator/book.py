@@ -49,7 +49,7 @@ class Book:
         self._writing = asyncio.Lock()
         self._task = TaskAt(None, 0)
         self._rounds: dict[int, RoundAt] = {}
-        self._latest = 0
+        self._latest, self._counted = 0, clock.steady_milliseconds()
         self.knew_more = False
         self.task_changed = asyncio.Event()
 
@@ -70,8 +70,13 @@ class Book:
         return self._rounds.get(self.task.number, RoundAt()).last
 
     def now(self) -> int:
-        """Returns the time, never earlier than the last entry's."""
-        self._latest = max(self._latest, self._clock.now_milliseconds())
+        """Returns the time, never earlier than the last entry's.
+
+        After the wall clock was set back it goes on at half speed until both agree: windows end late, but they end.
+        """
+        halved = (self._clock.steady_milliseconds() - self._counted) // 2
+        self._counted += 2 * halved
+        self._latest = max(self._latest + halved, self._clock.now_milliseconds())
         return self._latest
 
     async def acquire(self) -> bool:
@@ -112,6 +117,8 @@ class Book:
         number = self.task.number
         self._rounds = {number: await ledger.load_round(self._journal, self.name, number)}
         self.knew_more = self.knew_more or self._rounds[number].version < known.get(number, RoundAt()).version
+        if self.attempt is not None:  # written before the clock was set back, perhaps
+            self._latest = max(self._latest, self.attempt.phase_since)
         self.task_changed.set()
 
     async def follow(self, wait_milliseconds: int) -> None:

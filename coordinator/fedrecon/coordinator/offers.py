@@ -36,7 +36,7 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
         ticket: Of an earlier answer; empty if there is none.
         patience_milliseconds: How long the call may wait.
     """
-    now = runner.around.clock.now_milliseconds()
+    now = runner.book.now()
     runner.census.note(hash_of(runner.around.key, device_key), now)
     task, attempt = runner.book.task, runner.book.attempt
     if task.state is not State.RUNNING:
@@ -61,7 +61,7 @@ async def offer(runner: Runner, device_key: bytes, ticket: bytes, patience_milli
 
 def place_held(runner: Runner, device_key: bytes) -> tuple[Runner, Drawn] | None:
     """Returns a device's place in the round that runs, with its task; None if it has none there."""
-    attempt, now = runner.book.attempt, runner.around.clock.now_milliseconds()
+    attempt, now = runner.book.attempt, runner.book.now()
     if attempt is None or attempt.phase is not Phase.REPORTING:
         return None
     answer = _place_in(runner, attempt, device_key, now)
@@ -70,7 +70,7 @@ def place_held(runner: Runner, device_key: bytes) -> tuple[Runner, Drawn] | None
 
 def windows_of(runner: Runner, device_key: bytes) -> Windows:
     """Returns when a device should come back: for a round that it may take part in."""
-    now = runner.around.clock.now_milliseconds()
+    now = runner.book.now()
     a_round = runner.terms.selection_milliseconds + _expected_reporting(runner)
     rhythm = Rhythm(
         until_selection=until_selection(runner, now) + _rounds_without(runner, device_key) * a_round,
@@ -144,7 +144,7 @@ def _place_in(runner: Runner, attempt: Round, device_key: bytes, now: int) -> An
 
 
 def _keep_waiting(runner: Runner, device_key: bytes, priority: int) -> Answer:
-    attempt, now = runner.book.attempt, runner.around.clock.now_milliseconds()
+    attempt, now = runner.book.attempt, runner.book.now()
     if attempt is None or attempt.phase is not Phase.SELECTING:
         return NotDrawn("the next round has not begun yet")
     ticket = issue_ticket(runner.around.key, attempt, device_key, priority)

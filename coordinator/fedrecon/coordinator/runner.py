@@ -61,6 +61,8 @@ _ACQUIRE_MILLISECONDS = 250
 _AFTER_OUTAGE_MILLISECONDS = 500
 _AFTER_CRASH_MILLISECONDS = 10_000
 _TAIL_MILLISECONDS = 30_000
+_LONGEST_LOOK_MILLISECONDS = 60_000
+"""Long waits are cut into parts, so that a clock that was set is noticed within a minute."""
 
 
 class Runner:
@@ -558,13 +560,13 @@ class Runner:
     # -- time --------------------------------------------------------------------------------------------------------
 
     async def _pause(self, milliseconds: int) -> None:
-        await self.around.clock.sleep_until(self.around.clock.now_milliseconds() + milliseconds)
+        await self.around.clock.sleep(milliseconds)
 
     async def _wait_until(self, instant: int) -> None:
         """Waits for an instant or for something to happen, whichever comes first."""
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._woken.wait())]
         if instant < NEVER:
-            waits.append(asyncio.ensure_future(self.around.clock.sleep_until(instant)))
+            waits.append(asyncio.ensure_future(self._pause(min(instant - self.book.now(), _LONGEST_LOOK_MILLISECONDS))))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -248,10 +248,9 @@ class CoordinatorService(CoordinatorServicer):
                 self._measures.note_check_in("assigned", runner.name)
                 self._measures.note_retry(windows.accepted)
                 around = runner.around
-                now = around.clock.now_milliseconds()
                 common = self._common(runner, attempt)
                 assignment = make_assignment(
-                    around.token_keys.newest, common, attempt, slot, device_key, around.blobs_target, now
+                    around.token_keys.newest, common, attempt, slot, device_key, around.blobs_target, runner.book.now()
                 )
                 return CheckInResponse(
                     assignment=assignment, retry_windows=_on_wire(windows), minimum_examples=minimum_examples

@@ -16,6 +16,9 @@ from typing import Protocol
 _LONGEST_SLEEP_SECONDS = 60.0
 """Long waits are cut into parts, so that a corrected wall clock is noticed within a minute."""
 
+_NANOSECONDS = 1_000_000
+"""Of a millisecond."""
+
 _SETTLING_TURNS = 20
 """Turns of the event loop given to woken tasks before a `ManualClock` moves on to the next instant."""
 
@@ -27,11 +30,23 @@ class Clock(Protocol):
         """Return the wall clock in Unix milliseconds."""
         ...
 
+    def steady_milliseconds(self) -> int:
+        """Return milliseconds that pass whatever the wall clock is set to, since some moment."""
+        ...
+
     async def sleep_until(self, instant_milliseconds: int) -> None:
         """Return once the wall clock has reached an instant, at once if it has passed.
 
         Args:
             instant_milliseconds: Unix milliseconds.
+        """
+        ...
+
+    async def sleep(self, milliseconds: int) -> None:
+        """Return once so much time has passed, whatever the wall clock is set to.
+
+        Args:
+            milliseconds: How long.
         """
         ...
 
@@ -41,7 +56,11 @@ class SystemClock:
 
     def now_milliseconds(self) -> int:
         """Return the wall clock in Unix milliseconds, rounded down."""
-        return time.time_ns() // 1_000_000
+        return time.time_ns() // _NANOSECONDS
+
+    def steady_milliseconds(self) -> int:
+        """Return milliseconds that pass whatever the wall clock is set to, since some moment."""
+        return time.monotonic_ns() // _NANOSECONDS
 
     async def sleep_until(self, instant_milliseconds: int) -> None:
         """Return once the wall clock has reached an instant, at once if it has passed.
@@ -51,6 +70,14 @@ class SystemClock:
         """
         while (remaining := instant_milliseconds - self.now_milliseconds()) > 0:  # noqa: ASYNC110 - time sets no event
             await asyncio.sleep(min(remaining / 1000, _LONGEST_SLEEP_SECONDS))
+
+    async def sleep(self, milliseconds: int) -> None:
+        """Return once so much time has passed, whatever the wall clock is set to.
+
+        Args:
+            milliseconds: How long.
+        """
+        await asyncio.sleep(milliseconds / 1000)
 
 
 class ManualClock:
@@ -72,6 +99,10 @@ class ManualClock:
         """Return the instant at which the clock stands."""
         return self._now
 
+    def steady_milliseconds(self) -> int:
+        """Return the instant at which the clock stands: nobody sets it back."""
+        return self._now
+
     async def sleep_until(self, instant_milliseconds: int) -> None:
         """Return once the clock was advanced to an instant, at once if it has passed.
 
@@ -83,6 +114,14 @@ class ManualClock:
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (instant_milliseconds, next(self._order), woken))
         await woken
+
+    async def sleep(self, milliseconds: int) -> None:
+        """Return once the clock was advanced by so much.
+
+        Args:
+            milliseconds: How long.
+        """
+        await self.sleep_until(self._now + milliseconds)
 
     async def advance(self, milliseconds: int) -> None:
         """Let time pass, stopping at each sleeper's instant so that what it wakes sees that instant as now.
