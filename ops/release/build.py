@@ -86,12 +86,12 @@ def list_parts(wheels: Iterable[Path], target: Path) -> None:
 
 
 def list_browser_parts(target: Path) -> None:
-    """List what the browser's bundle is made of, as CycloneDX.
+    """List what the browser's bundle is made of and built with, as CycloneDX: npm's lock file does not tell them apart.
 
     Args:
         target: File of the list.
     """
-    command = ["npm", "sbom", "--sbom-format", "cyclonedx", "--omit", "dev", "--package-lock-only"]
+    command = ["npm", "sbom", "--sbom-format", "cyclonedx", "--package-lock-only"]
     target.write_text(subprocess.run(command, cwd=WEB, check=True, capture_output=True, text=True).stdout)
 
 

@@ -169,8 +169,7 @@ def test_coordinators_know_every_aggregator_by_the_name_of_its_pod() -> None:
     domain = "films-fedrecon-aggregators.science.svc.cluster.local"
     assert targets == [f"films-fedrecon-aggregator-{index}.{domain}:7002" for index in range(3)]
     assert (
-        of_kind(MOST, "StatefulSet")["films-fedrecon-aggregator"]["spec"]["serviceName"]
-        == "films-fedrecon-aggregators"
+        of_kind(MOST, "StatefulSet")["films-fedrecon-aggregator"]["spec"]["serviceName"] == "films-fedrecon-aggregators"
     )
     told = environment(all_containers["films-fedrecon-aggregator"])["FEDRECON_AGGREGATOR_ADVERTISED"]
     assert told == "$(POD_NAME).devices.example.org:7002"
