@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -194,3 +195,28 @@ async def test_who_gives_up_waiting_is_not_computed_and_too_many_are_refused() -
     assert isinstance(found[1], asyncio.CancelledError)
     assert [found[0], found[2]] == [10, 30]
     assert sorted(number for _, ones in runs.given for number in ones) == [1, 3]
+
+
+async def test_who_calls_again_as_soon_as_they_are_answered_is_answered_again() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        runs = Runs()
+        runs.go_on.set()
+        gathered = gathering(executor, runs)
+        async with asyncio.timeout(30):
+            assert [await gathered.run("one", number) for number in range(50)] == [10 * number for number in range(50)]
+
+
+async def test_who_calls_in_the_breath_in_which_a_run_ends_is_answered() -> None:
+    class Inline(ThreadPoolExecutor):
+        """Ends its work before anybody can wait for it."""
+
+        def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+            done: Future[Any] = Future()
+            done.set_result(function(*arguments, **named))
+            return done
+
+    runs = Runs()
+    runs.go_on.set()
+    gathered = gathering(Inline(1), runs)
+    async with asyncio.timeout(30):
+        assert [await gathered.run("one", number) for number in range(50)] == [10 * number for number in range(50)]

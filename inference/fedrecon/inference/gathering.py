@@ -54,7 +54,8 @@ class Gathering(Generic[Shared, One, Answer]):
         self._together = together
         self._runs = runs
         self._waiting: deque[_Waiting[Shared, One, Answer]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds none of them
 
     async def run(self, shared: Shared, one: One) -> Answer:
         """Returns the answer to one call.
@@ -71,29 +72,37 @@ class Gathering(Generic[Shared, One, Answer]):
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(shared, one, time.monotonic(), answer)
         self._waiting.append(waiting)
-        if len(self._running) < self._runs:
+        if self._under_way < self._runs:
+            self._under_way += 1
             task = asyncio.create_task(self._run_all())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await waiting.answer
 
     async def _run_all(self) -> None:
         """Runs until nobody waits."""
-        while taken := self._take():
-            try:
-                answers = await self._threads.run_for(
-                    [each.asked for each in taken],
-                    functools.partial(self._work, taken[0].shared, [each.one for each in taken]),
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told to all who waited for it
-                answers = [error] * len(taken)
-            for waiting, answer in zip(taken, answers, strict=True):
-                if waiting.answer.done():
-                    continue
-                if isinstance(answer, Exception):
-                    waiting.answer.set_exception(answer)
-                else:
-                    waiting.answer.set_result(answer)
+        try:
+            while taken := self._take():
+                await self._run_once(taken)
+        finally:
+            # In the same breath as nobody was found: who comes next must start a run, not wait for this one.
+            self._under_way -= 1
+
+    async def _run_once(self, taken: Sequence[_Waiting[Shared, One, Answer]]) -> None:
+        try:
+            answers = await self._threads.run_for(
+                [each.asked for each in taken],
+                functools.partial(self._work, taken[0].shared, [each.one for each in taken]),
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told to all who waited for it
+            answers = [error] * len(taken)
+        for waiting, answer in zip(taken, answers, strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)
 
     def _take(self) -> list[_Waiting[Shared, One, Answer]]:
         """Returns those who run next; the others keep their order."""
