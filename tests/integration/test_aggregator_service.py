@@ -366,7 +366,11 @@ async def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
             ({"minimum_reports": 4}, grpc.StatusCode.FAILED_PRECONDITION, "TOO_FEW_REPORTS"),
             ({"optimizer": ServerOptimizer(adaptivity=-1)}, grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
             (
-                {"optimizer": ServerOptimizer(rule=task_pb2.OPTIMIZER_RULE_SGD, rate=1e300)},
+                {
+                    "optimizer": ServerOptimizer(
+                        rule=task_pb2.OPTIMIZER_RULE_ADAM, rate=3e38, second_momentum=0.9999, adaptivity=1e-30
+                    )
+                },
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "NOT_FINITE",
             ),
