@@ -2,9 +2,9 @@
 
 One user at a time on one core, in the file that a recommendation team serves, opened as the service opens it: by ridge,
 by 50 steps of gradient descent, and of choices instead of ratings (`implicit`); with larger catalogues and longer
-histories; and by the service, for many at a time (`serving`). Beside it, where it is installed, the `implicit` package
-recalculates a user and gives its ten best, in turns in the same run: by its own three steps of conjugate gradient, in
-C++.
+histories; in a page, where there is a Chromium (`browser`); and by the service, for many at a time (`serving`). Beside
+it, where it is installed, the `implicit` package recalculates a user and gives its ten best, in turns in the same run:
+by its own three steps of conjugate gradient, in C++.
 
 Item vectors are drawn at random, long ones: how many steps a ridge regression takes depends on them.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedrecon.benchmarks.browser import time_in_browser
 from fedrecon.benchmarks.measures import Measure
 from fedrecon.benchmarks.serving import measure_serving
 from fedrecon.inference.bundles import read_bundle
@@ -46,7 +47,7 @@ FILMS, FACTORS, RATINGS, WANTED = 3706, 50, 30, 10
 DEVIATION = 0.3
 MANY = (100_000, 1_000_000)
 LONG = (300, 1_000)
-RIDGE_LIMIT, GRADIENT_LIMIT = 0.12, 0.7
+RIDGE_LIMIT, GRADIENT_LIMIT, BROWSER_LIMIT = 0.12, 0.7, 3.0
 _USERS, _USERS_OF_MANY = 600, 60
 
 _TURNS = 20
@@ -111,7 +112,17 @@ def measure_recommend(package: Path | None) -> list[Measure]:
     for ratings in LONG:
         (median, _) = _measures(_Case("ridge", FILMS), _USERS_OF_MANY, ratings)
         measures.append(Measure(f"ridge_{ratings}_ratings_p50_ms", median.value, "ms"))
-    return [*measures, *measure_serving(FILMS, FACTORS, RATINGS, WANTED)]
+    return [*measures, *_in_browser(), *measure_serving(FILMS, FACTORS, RATINGS, WANTED)]
+
+
+def _in_browser() -> list[Measure]:
+    files = {name: _export(_Case(name, FILMS).model(), FILMS) for name in ("ridge", "gradient")}
+    recommenders, items = {name: file for name, (file, _) in files.items()}, files["ridge"][1]
+    medians = time_in_browser(recommenders, items, FILMS, RATINGS, WANTED, _USERS)
+    return [
+        Measure("browser_p50_ms" if name == "ridge" else f"browser_{name}_p50_ms", median, "ms", BROWSER_LIMIT)
+        for name, median in medians.items()
+    ]
 
 
 def _measures(case: _Case, users: int, ratings: int = RATINGS) -> list[Measure]:
@@ -181,7 +192,12 @@ def _beside_package(python: Path) -> list[Measure]:
 
 
 def _open(model: FederatedModel, items: int) -> OpenRecommender:
-    """Return the recommender of a model with random item vectors."""
+    recommender, stored = _export(model, items)
+    return OpenRecommender.open(recommender, read_vocabulary(stored))
+
+
+def _export(model: FederatedModel, items: int) -> tuple[bytes, bytes]:
+    """Return the recommender of a model with random item vectors, and its vocabulary."""
     vocabulary = Vocabulary(name=ITEMS, version=1, keys=[str(row) for row in range(items)])
     with tempfile.TemporaryDirectory(prefix="fedrecon-recommend-") as folder:
         plan = Path(folder) / "plan"
@@ -197,4 +213,4 @@ def _open(model: FederatedModel, items: int) -> OpenRecommender:
     drawn = {name: source.normal(0, DEVIATION, each.shape).astype(np.float32) for name, each in initial.items()}
     stored = fetch(bundle.vocabulary({}))
     exported = export_proved(bundle, write_safetensors(drawn), stored, "films", 0, LocalWork())
-    return OpenRecommender.open(exported.recommender, read_vocabulary(stored))
+    return exported.recommender, stored
