@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_model_is_refused(items: Any) -> None:
 def test_a_result_that_is_not_finite_is_refused() -> None:
     result = combine([summed([report(1)[0]])], CONFIG)
     with pytest.raises(NotFiniteError, match="learning rate"):
-        apply(result, CHECKPOINT, sgd(1e300), None)
+        apply(result, CHECKPOINT, adam(3e38, 0.0, 0.9999, 1e-30, 0.0), None)
     broken = CHECKPOINT | {"bias": np.array([np.nan, 0, 0], np.float32)}
     with pytest.raises(NotFiniteError, match="bias"):
         apply(result, broken, sgd(1.0), None)
