@@ -19,15 +19,28 @@ interface Entry {
 interface Stored {
   readonly type: ElementType;
   readonly bytes: number;
-  readonly elements: new (buffer: ArrayBuffer) => Elements;
+  readonly read: (buffer: ArrayBuffer) => Elements;
 }
 
 const storedTypes: Readonly<Record<string, Stored>> = {
-  F32: { type: "float32", bytes: 4, elements: Float32Array },
-  I64: { type: "int64", bytes: 8, elements: BigInt64Array },
-  I32: { type: "int32", bytes: 4, elements: Int32Array },
-  BOOL: { type: "bool", bytes: 1, elements: Uint8Array },
+  F32: { type: "float32", bytes: 4, read: (buffer) => new Float32Array(buffer) },
+  // Of 16 bits only on the way: they are taken as the parameter's own 32.
+  F16: { type: "float32", bytes: 2, read: (buffer) => Float32Array.from(new Uint16Array(buffer), half) },
+  I64: { type: "int64", bytes: 8, read: (buffer) => new BigInt64Array(buffer) },
+  I32: { type: "int32", bytes: 4, read: (buffer) => new Int32Array(buffer) },
+  BOOL: { type: "bool", bytes: 1, read: (buffer) => new Uint8Array(buffer) },
 };
+
+/** Returns the number of an IEEE 754 half, as browsers without `Float16Array` do not. */
+function half(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 0x1f;
+  const fraction = bits & 0x3ff;
+  if (exponent === 0x1f) {
+    return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+  }
+  return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
+}
 
 /** Returns the arrays of a safetensors file by name. */
 export function readSafetensors(content: Bytes): ReadonlyMap<string, Values> {
@@ -72,5 +85,5 @@ function readTensor(name: string, entry: Entry, content: Bytes, start: number): 
   }
   // A copy begins at an address that the elements may have.
   const bytes = content.slice(start + begin, start + end);
-  return { type: stored.type, dims: shape, data: new stored.elements(bytes.buffer) };
+  return { type: stored.type, dims: shape, data: stored.read(bytes.buffer) };
 }

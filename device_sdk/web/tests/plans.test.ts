@@ -59,6 +59,17 @@ test("a file of tensors that is cut off anywhere is refused", async () => {
   }
 });
 
+test("numbers of 16 bits are read as the numbers that they stand for", () => {
+  const halves = { 0x3c00: 1, 0xc000: -2, 0x3555: 0.333251953125, 0x7bff: 65504, 0x0400: 2 ** -14, 0x0001: 2 ** -24 };
+  const stored = Uint16Array.from(Object.keys(halves), Number);
+  const header = JSON.stringify({ x: { dtype: "F16", shape: [stored.length], data_offsets: [0, stored.byteLength] } });
+  const length = new Uint8Array(new BigUint64Array([BigInt(header.length)]).buffer);
+  const file = Buffer.concat([length, new TextEncoder().encode(header), new Uint8Array(stored.buffer)]);
+  const read = readSafetensors(new Uint8Array(file)).get("x")!;
+  expect(read.type).toBe("float32");
+  expect([...(read.data as Float32Array)]).toEqual(Object.keys(halves).map((bits) => halves[bits as never]));
+});
+
 test("too few examples, wrong settings and unknown splits are refused", async () => {
   await refused(() => plan.train(mine, { ...work, minimum_examples: 3 }, seeds), "TOO_FEW_EXAMPLES");
   await refused(() => plan.train({ item: ["film-1"], rating: [1] }, work, seeds), "TOO_FEW_EXAMPLES");
