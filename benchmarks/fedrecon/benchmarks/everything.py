@@ -145,14 +145,18 @@ def draw(run: Mapping[str, Any], path: Path) -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "fedrecon"
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter
 
     shares = shares_of_promises(run)[::-1]
     figure, axes = plt.subplots(figsize=(8, _BARS_INCH + _PER_BAR_INCH * len(shares)))
     colours = ["#2f7d4f" if holds else "#b3261e" for _, _, holds in shares]
     axes.barh([name for name, _, _ in shares], [share for _, share, _ in shares], color=colours)
     axes.axvline(1, color="#555555", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("share of what was promised (logarithmic)")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.set_xlabel("share of what was promised: up to 1 it was kept", fontsize=8)
+    axes.set_ylim(-1, len(shares))
+    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
