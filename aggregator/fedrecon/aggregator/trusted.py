@@ -19,6 +19,9 @@ from fedrecon.aggregator.secure_sum import InvalidReportError, MessageRefusedErr
 from fedrecon.v1.aggregator_pb2 import GroupPhase, JoinRequest, JoinResponse
 from fedrecon.wire.fixed_point import METRIC_SCALE, TAIL_METRICS, TAIL_ONE, TAIL_WEIGHT, FixedPoint, Vector
 
+_PIECE_ELEMENTS = 1 << 16
+"""Of a report, copied at once: a whole copy of each would be as large as the report."""
+
 
 class TrustedSum:
     """A sum whose parts the aggregator sees. See `SecureSum` for the methods.
@@ -103,9 +106,11 @@ class TrustedSum:
         signed = report.body.view(np.dtype(f"<i{self._fixed_point.ring_bits // 8}"))
         squares, start = 0.0, 0
         for segment, scale in zip(self._fixed_point.segments, self._fixed_point.scales(), strict=True):
-            part = signed[start : start + segment.elements].astype(np.float32)
-            squares += float(np.dot(part, part)) / float(scale) ** 2
-            start += segment.elements
+            end = start + segment.elements
+            for piece in range(start, end, _PIECE_ELEMENTS):
+                part = signed[piece : min(piece + _PIECE_ELEMENTS, end)].astype(np.float32)
+                squares += float(np.dot(part, part)) / float(scale) ** 2
+            start = end
         return math.sqrt(squares) / int(report.tail[TAIL_WEIGHT])
 
     def _check_metrics(self, report: Vector, weight: int) -> None:
